@@ -27,6 +27,7 @@ LIMITS: Final[dict[str, Any]] = {
     "max_reply_bytes": 3_100,
     "session_window": 3,
     "max_sessions": 2,
+    "session_ttl": 1.5,
 }
 """Limits that these requests come up to, and pass."""
 

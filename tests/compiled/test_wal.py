@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from tests.support import LIMIT, ROOT, Message, unpack
 from zkv import compiled
 from zkv.keyspace import History
 from zkv.keyspace.change import count_in, revision_in
+from zkv.keyspace.sessions import Sessions
 
 pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="zkv was installed without C")
 
@@ -178,6 +180,44 @@ def test_exactly_once_writes_are_remembered_and_forgotten_with_their_commits() -
         with store.engine.keyspace.lock:
             store.engine.keyspace.roll_back(0)
         assert store.engine.keyspace._undo == type(store.engine.keyspace._undo)()
+
+
+@given(
+    sent=st.lists(st.tuples(st.sampled_from("st"), st.sampled_from([1, 1, 1, 3])), min_size=10),
+    kept=st.integers(0, 10),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_rollback_leaves_the_sessions_as_they_were(
+    sent: list[tuple[str, int]], kept: int
+) -> None:
+    """What has fallen out of a window is remembered again: it has run, and would run twice."""
+    with contextlib.closing(open_store("never", session_window=3)) as store:
+        front, keyspace = Front(store), store.engine.keyspace
+        seqs = Counter[str]()
+        bodies = []
+        for name, step in sent:
+            seqs[name] += step
+            bodies.append(request("INCR", key="n", session=name, seq=seqs[name]))
+        for body in bodies[:kept]:
+            front.answer(body)
+        sessions, lsn = keyspace.sessions, keyspace.last_lsn
+        before = _remembered(sessions)
+        with store.engine.wal._io:  # They are queued, and not safe.
+            for body in bodies[kept:]:
+                front.answer(body)
+        with keyspace.lock:
+            keyspace.roll_back(lsn)
+            store.engine.wal._queue.clear()
+        assert _remembered(sessions) == before
+
+
+def _remembered(sessions: Sessions) -> list[Any]:
+    """The replies of each session, by sequence number, and what they count as."""
+    states = [sessions.state(name, 2**62) for name in "st"]
+    counts = sessions.statistics()
+    return [sorted(state[2]) for state in states if state and state[2]] + [
+        counts["replies"], counts["bytes"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

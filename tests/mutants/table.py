@@ -961,19 +961,40 @@ COMMITS_IN_C: Final = [
         (TEST_WAL_C,),
     ),
     Mutant(
-        "a silent session goes on",
-        "zkv/keyspace/sessions.py",
-        "            and now - session.used < self._ttl\n            and now < self._look_at\n",
-        "",
+        "a request that is not the next of its session runs, as if it were new",
+        "zkv/compiled/sessions.c",
+        "seq == (uint64_t)session->newest + 1 && session->share",
+        "session->share",
+        ("tests/requests/test_sessions.py",),
+    ),
+    Mutant(
+        "a session is gone on with that would have been forgotten",
+        "zkv/compiled/sessions.c",
+        "now < self->look_at && size",
+        "size",
         ("tests/requests/test_sessions.py",),
     ),
     Mutant(
         "the next request of a session needs no capacity",
-        "zkv/keyspace/sessions.py",
-        "            and size <= SMALL_REPLY\n"
-        "            and self._bytes + SMALL_REPLY + REPLY_OVERHEAD <= self._most_bytes\n",
-        "",
+        "zkv/compiled/sessions.c",
+        "size <= SMALL_REPLY &&\n"
+        "                self->bytes + SMALL_REPLY + REPLY_OVERHEAD <= self->most_bytes",
+        "1",
         ("tests/requests/test_sessions.py",),
+    ),
+    Mutant(
+        "a reply that has left its window stays",
+        "zkv/compiled/sessions.c",
+        "return gone->known == NULL || PyDict_DelItem(session->replies, gone->seq) == 0;",
+        "return 1;",
+        ("tests/requests/test_sessions.py",),
+    ),
+    Mutant(
+        "a rollback does not bring back what had left the window",
+        "zkv/compiled/sessions.c",
+        "gone->known == NULL ? PyTuple_New(0) :",
+        "1 ? PyTuple_New(0) :",
+        (TEST_WAL_C, "-k", "rollback_leaves_the_sessions"),
     ),
 ]
 

@@ -127,6 +127,7 @@ class Lane:
         cls,
         *,
         table: Table,
+        keyspace: Keyspace,
         max_key_bytes: int,
         max_value_bytes: int,
         max_batch: int,
@@ -217,6 +218,12 @@ class HistoryBase:
 
 class KeyspaceBase:
     """Those of `zkv.keyspace.store.Keyspace`."""
+
+class SessionsBase:
+    """Those of `zkv.keyspace.sessions.Sessions`."""
+
+class ClientSession:
+    """See `zkv.keyspace.sessions.PythonSession`."""
 
 def measure(packed: bytes, at: int) -> tuple[int, int]: ...
 def pack_frames(payloads: list[bytes], synced: int, salt: int) -> bytes: ...

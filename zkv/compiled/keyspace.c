@@ -98,6 +98,7 @@ static PyMemberDef keyspace_members[] = {
     OBJECT("_remembered_in_run", OF_REMEMBERED),
     OBJECT("_undo", OF_UNDOS),
     OBJECT("history", OF_HISTORY),
+    OBJECT("sessions", OF_SESSIONS),
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -9,7 +9,7 @@
  * worker does without the first, and that of the front without the second. A request runs as a
  * whole or not at all: if it cannot be completed, the changes that it has made are undone. */
 
-#include "lane.h"
+#include "writes.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +27,7 @@ typedef struct {
     span name; /* of the session, with its scope */
     size_t reply_size;
     uint64_t seq;
+    ClientSession *next; /* if it is the usual next request of this session */
 } once;
 
 static const span no_reply;
@@ -321,9 +322,17 @@ static PyObject *digest_bytes(uint64_t digest)
     return PyBytes_FromStringAndSize(bytes, sizeof bytes);
 }
 
-/* 1 if the request is certainly new to its session; otherwise it is left to Python. */
-static int is_new(const Lane *self, const run *r, const once *o)
+static Sessions *sessions_of(const Lane *self)
 {
+    return (Sessions *)self->keyspace->objects[OF_SESSIONS];
+}
+
+/* 1 if the request is certainly new to its session; otherwise it is left to Python. */
+static int is_new(const Lane *self, const run *r, once *o)
+{
+    o->next = sessions_next(sessions_of(self), o->session, o->seq, o->reply_size, r->now);
+    if (o->next != NULL)
+        return 1;
     PyObject *answer = PyObject_CallFunction(self->may_run, "OKOnL", o->session,
                                              (unsigned long long)o->seq, o->digest,
                                              PyBytes_Size(o->reply), (long long)r->now);
@@ -335,6 +344,10 @@ static int is_new(const Lane *self, const run *r, const once *o)
 
 static int remember(const Lane *self, const run *r, const once *o)
 {
+    reply_of what = {o->digest, o->reply, r->rev + 1, r->lsn + 1, r->now};
+    if (o->next != NULL)
+        return sessions_remember(sessions_of(self), o->next, o->session, &what,
+                                 self->keyspace->objects[OF_REMEMBERED]);
     PyObject *done = PyObject_CallFunction(self->remember, "OKOOLLL", o->session,
                                            (unsigned long long)o->seq, o->digest, o->reply,
                                            (long long)r->rev + 1, (long long)r->lsn + 1,
@@ -768,23 +781,27 @@ static PyObject *lane_run(Lane *self, PyObject *const *arguments, Py_ssize_t cou
 static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {
-        "table", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
+        "table", "keyspace", "max_key_bytes", "max_value_bytes", "max_batch", "max_reply_bytes",
         "max_levels", "max_body_bytes", "enough_bytes", "durable", "rest", "slice_steps",
-        "forget_deadline",
-        "notify_watchers", "watchers", "may_run", "remember", NULL};
-    PyObject *table, *forget_deadline, *notify_watchers, *watchers, *may_run, *remember, *rest;
+        "forget_deadline", "notify_watchers", "watchers", "may_run", "remember", NULL};
+    PyObject *table, *keyspace, *rest;
+    PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels, max_body, enough, slice;
     int durable;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OnnnnnnnpOnOOOOO", names, &table,
-                                     &max_key, &max_value, &max_batch, &max_reply, &max_levels,
-                                     &max_body, &enough, &durable, &rest, &slice,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO!nnnnnnnpOnOOOOO", names, &table,
+                                     keyspace_type, &keyspace, &max_key, &max_value,
+                                     &max_batch, &max_reply, &max_levels, &max_body,
+                                     &enough, &durable, &rest, &slice,
                                      &forget_deadline, &notify_watchers, &watchers, &may_run,
                                      &remember))
         return NULL;
+    if (!PyObject_TypeCheck(((Keyspace *)keyspace)->objects[OF_SESSIONS], sessions_type))
+        return PyErr_Format(PyExc_TypeError, "the keyspace's sessions are none in C");
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
     self->table = (Table *)Py_NewRef(table);
+    self->keyspace = (Keyspace *)Py_NewRef(keyspace);
     self->max_key = max_key;
     self->max_value = max_value;
     self->max_batch = max_batch;
@@ -817,6 +834,7 @@ static void lane_dealloc(Lane *self)
     Py_XDECREF(self->watchers);
     Py_XDECREF(self->may_run);
     Py_XDECREF(self->remember);
+    Py_XDECREF((PyObject *)self->keyspace);
     Py_XDECREF((PyObject *)self->table);
     PyObject_Free(self);
     Py_DECREF(type);

@@ -43,6 +43,7 @@ typedef struct {
     Table *table;
     Py_ssize_t max_key, max_value, max_batch, max_reply, max_levels;
     int durable;
+    struct Keyspace *keyspace;
     /* The fields of `WriteHooks` in zkv/keyspace/store.py: `watchers` is a list, the others are
      * callables. */
     PyObject *forget_deadline, *notify_watchers, *watchers, *may_run, *remember;

@@ -21,6 +21,8 @@ static int execute(PyObject *module)
         add_type(module, "WalBase", PyType_FromSpec(&wal_spec), &wal_type) &&
         add_type(module, "KeyspaceBase", PyType_FromSpec(&keyspace_spec), &keyspace_type) &&
         add_type(module, "HistoryBase", PyType_FromSpec(&history_spec), &history_type) &&
+        add_type(module, "SessionsBase", PyType_FromSpec(&sessions_spec), &sessions_type) &&
+        add_type(module, "ClientSession", PyType_FromSpec(&session_spec), NULL) &&
         add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&
         add_type(module, "Replaced", PyType_FromSpec(&replaced_spec), &replaced_type) &&
         add_type(module, "Batch", PyType_FromSpec(&batch_spec), &batch_type) &&

@@ -150,6 +150,8 @@ int begin_names(void)
         [NAME_POPLEFT] = "popleft",
         [NAME_LSN] = "lsn",
         [NAME_LISTENERS] = "listeners",
+        [NAME_REPLY] = "reply",
+        [NAME_MOVE_TO_END] = "move_to_end",
     };
     for (int i = 0; i < KNOWN_NAMES; i++)
         if (known_names[i] == NULL &&

@@ -9,7 +9,7 @@
 enum known_name {
     NAME_SINCE, NAME_LEAST, NAME_END, NAME_COUNTS, NAME_TOTAL, NAME_ACQUIRE, NAME_RELEASE,
     NAME_WRITE, NAME_SYNC, NAME_FAIL_WRITE, NAME_FAIL_SYNC, NAME_APPEND, NAME_POPLEFT, NAME_LSN,
-    NAME_LISTENERS, KNOWN_NAMES
+    NAME_LISTENERS, NAME_REPLY, NAME_MOVE_TO_END, KNOWN_NAMES
 };
 extern PyObject *known_names[KNOWN_NAMES];
 
@@ -66,14 +66,51 @@ extern PyTypeObject *history_type;
 int history_extend(History *, PyObject *payloads, int64_t rev, size_t changes, size_t size,
                    int64_t safe_rev);
 
+/* --- Sessions: sessions.c ---------------------------------------------------------------------- */
+
+/* See zkv/keyspace/sessions.py. */
+typedef struct {
+    PyObject_HEAD
+    long long used, newest;
+    PyObject *replies, *share;
+} ClientSession;
+
+enum sessions_object { OF_NAMES, OF_REMEMBERED_TYPE, OF_WINDOW_TYPE, SESSIONS_OBJECTS };
+
+/* What usual requests need of a `Sessions`. */
+typedef struct {
+    PyObject_HEAD
+    long long window, most_bytes, replies, bytes, look_at;
+    PyObject *objects[SESSIONS_OBJECTS];
+} Sessions;
+
+extern PyType_Spec session_spec, sessions_spec;
+extern PyTypeObject *sessions_type;
+
+/* The fields of a `Remembered`, and the time of its request. */
+typedef struct {
+    PyObject *digest, *reply;
+    int64_t rev, lsn, now;
+} reply_of;
+
+/* The session of this name, if a request is its next one and there is certainly capacity for a reply
+ * of `size` bytes: then `Sessions.recall` would return None, and `require_capacity` nothing. Borrowed;
+ * else NULL, without an exception. */
+ClientSession *sessions_next(const Sessions *, PyObject *name, uint64_t seq, size_t size,
+                             int64_t now);
+/* See `Sessions.remember`: of the next request of a session. The window goes into `windows`, a list.
+ * 0, with an exception, if there is no memory; then nothing was remembered. */
+int sessions_remember(Sessions *, ClientSession *, PyObject *name, const reply_of *,
+                      PyObject *windows);
+
 /* --- The keyspace: keyspace.c ----------------------------------------------------------------- */
 
 enum keyspace_object {
-    OF_LIMIT, OF_EVICTOR, OF_SEALED, OF_REMEMBERED, OF_UNDOS, OF_HISTORY, KEYSPACE_OBJECTS
+    OF_LIMIT, OF_EVICTOR, OF_SEALED, OF_REMEMBERED, OF_UNDOS, OF_HISTORY, OF_SESSIONS, KEYSPACE_OBJECTS
 };
 
 /* What each run needs of a `Keyspace` in zkv/keyspace/store.py. */
-typedef struct {
+typedef struct Keyspace {
     PyObject_HEAD
     long long rev, removed_rev;
     PyObject *objects[KEYSPACE_OBJECTS];

@@ -17,16 +17,19 @@ may take as much of both bounds as is still free, so one that takes all it can l
 and the next one a quarter (dynamic thresholds: Choudhury and Hahne, "Dynamic Queue Length
 Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking, 1998).
 
+The usual request of a lane is looked up and remembered in C: see zkv/compiled/sessions.c.
+
 Protected by the keyspace's lock.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from zkv import compiled
 from zkv.errors import BadRequest, Busy, StaleSeq, shorten
 from zkv.keyspace.change import Once
 from zkv.users.rights import SCOPE_END
@@ -67,10 +70,14 @@ class Window(Struct, frozen=True, gc=False):
     """The state of a session's window before a reply was added, for `Sessions.undo`.
 
     Args:
+        session: the session's name.
+        seq: the sequence number of the reply.
         newest: the highest sequence number.
         dropped: the replies that the new one has pushed out of the window, by sequence number.
     """
 
+    session: str
+    seq: int
     newest: int
     dropped: tuple[tuple[int, Remembered], ...]
 
@@ -86,14 +93,14 @@ class Share(Struct, gc=False):
     bytes: int = 0
 
 
-class ClientSession(Struct, gc=False):
+class PythonSession(Struct, gc=False):
     """The remembered replies of one client.
 
     Args:
-        share: its user's; None = users are not known, or it is from before they were.
         used: time of its last request, Unix time in ms.
         newest: highest sequence number so far.
         replies: by sequence number.
+        share: its user's; None = users are not known, or it is from before they were.
     """
 
     used: int
@@ -102,7 +109,15 @@ class ClientSession(Struct, gc=False):
     share: Share | None = None
 
 
-class Sessions:
+if TYPE_CHECKING:
+    ClientSession = PythonSession
+    _Base = object
+else:  # C has the attributes that it needs for the usual request of a lane.
+    ClientSession = compiled.store.ClientSession if compiled.COMPILED else PythonSession
+    _Base = compiled.store.SessionsBase if compiled.COMPILED else object
+
+
+class Sessions(_Base):
     """All sessions, in order of their last use, the oldest first.
 
     Args:
@@ -125,6 +140,7 @@ class Sessions:
         self._ttl = ttl
         self._most = most
         self._most_bytes = most_bytes
+        self._remembered_type, self._window_type = Remembered, Window  # C makes some, too.
         self._sessions: OrderedDict[str, ClientSession] = OrderedDict()
         self._shares: dict[str, Share] = {}
         self._has_users = False
@@ -148,22 +164,6 @@ class Sessions:
     def memory(self) -> int:
         """The memory that the sessions take, with their replies."""
         return self._bytes + len(self._sessions) * SESSION_BYTES
-
-    def is_next(self, name: str, seq: int, size: int, now: int) -> bool:
-        """Return True if this is usual: the next request of a session for which there is capacity.
-
-        Then `recall` would return None, and `require_capacity` nothing, in three times the time.
-        """
-        session = self._sessions.get(name)
-        return (
-            session is not None
-            and seq == session.newest + 1
-            and session.share is None
-            and now - session.used < self._ttl
-            and now < self._look_at
-            and size <= SMALL_REPLY
-            and self._bytes + SMALL_REPLY + REPLY_OVERHEAD <= self._most_bytes
-        )
 
     def recall(self, name: str, seq: int, digest: bytes, now: int) -> Remembered | None:
         """Return the remembered reply of a repeat; None for a new request, which may run.
@@ -300,7 +300,7 @@ class Sessions:
         known = Remembered(once.digest, once.reply, rev, lsn)
         dropped = self._remember_next(session, once.session, once.seq, known, now)
         gone = () if dropped is None else ((once.seq - self._window, dropped),)
-        return Window(once.seq - 1, gone)
+        return Window(once.session, once.seq, once.seq - 1, gone)
 
     def _remember_next(
         self, session: ClientSession, name: str, seq: int, known: Remembered, now: int
@@ -339,17 +339,19 @@ class Sessions:
         self._sessions.move_to_end(once.session)
         before = session.newest
         if once.seq <= before - self._window:
-            return Window(before, ())  # Only during replay of an old log: outside the window.
+            # Only during replay of an old log: outside the window.
+            return Window(once.session, once.seq, before, ())
         self._drop(session, once.seq)
         known = Remembered(once.digest, once.reply, rev, lsn)
         self._add(session, once.seq, known)
         if once.seq <= before:
-            return Window(before, ())
+            return Window(once.session, once.seq, before, ())
         session.newest = once.seq
         edge = once.seq - self._window
         gone = [seq for seq in session.replies if seq <= edge]
         dropped = [(seq, self._drop(session, seq)) for seq in gone]
-        return Window(before, tuple([(seq, known) for seq, known in dropped if known is not None]))
+        left = tuple([(seq, known) for seq, known in dropped if known is not None])
+        return Window(once.session, once.seq, before, left)
 
     def replay(self, run: list[tuple[str, int, bytes, bytes, int, int]]) -> None:
         """Remember the replies of commits from the log, in order.
@@ -364,12 +366,12 @@ class Sessions:
             else:
                 self._remember_next(session, name, seq, Remembered(digest, reply, rev, 0), now)
 
-    def undo(self, once: Once, window: Window) -> None:
+    def undo(self, window: Window) -> None:
         """Forget the reply of a rolled-back commit; ``window`` is the state to return to."""
-        session = self._sessions.get(once.session)
+        session = self._sessions.get(window.session)
         if session is None:
             return
-        self._drop(session, once.seq)
+        self._drop(session, window.seq)
         session.newest = window.newest
         for seq, known in window.dropped:
             self._add(session, seq, known)

@@ -85,10 +85,6 @@ class Watcher(Protocol):
         """Note that the commits after ``lsn`` have been undone."""
 
 
-Remembering = list[tuple[Once, Window]]
-"""Remembered exactly-once requests, each with the previous state of its session's window."""
-
-
 class Undo(Struct, frozen=True, gc=False):
     """How to undo a commit, or all commits of a run.
 
@@ -96,14 +92,14 @@ class Undo(Struct, frozen=True, gc=False):
         lsn: log number of the (last) commit.
         rev: the revision before.
         replaced: the replaced entries.
-        remembered: the exactly-once requests that were remembered with it.
+        remembered: the windows of sessions before the replies that were remembered with it.
         lineage: the lineage before, if it begins a term.
     """
 
     lsn: int
     rev: int
     replaced: dict[str, StoredEntry | None] | Replaced
-    remembered: Remembering = []
+    remembered: list[Window] = []
     lineage: Lineage | None = None
 
 
@@ -184,7 +180,7 @@ class Keyspace(_Base):
         self.limit = MemoryLimit(max_memory) if max_memory else None
         """The memory limit; None if there is none."""
         self._undo: deque[Undo] = deque()
-        self._remembered_in_run: Remembering = []  # During a run of the lane.
+        self._remembered_in_run: list[Window] = []  # During a run of the lane.
         self._watchers: list[Watcher] = []
         self.expired = 0
         """Number of expired entries that have been removed. Lock held."""
@@ -361,9 +357,9 @@ class Keyspace(_Base):
                 if removed:
                     self.removed_rev = transaction.rev
             replaced = self._apply(transaction.staged)
-            remembered: Remembering = []
+            remembered: list[Window] = []
             if once is not None:
-                remembered.append((once, self.sessions.remember(once, self.rev, lsn, now)))
+                remembered.append(self.sessions.remember(once, self.rev, lsn, now))
             self._keep(Undo(lsn, rev, replaced, remembered))
         except MemoryError:
             end_process("commit")
@@ -423,10 +419,10 @@ class Keyspace(_Base):
                 if None in staged.values():
                     self.removed_rev = commit.rev
             replaced = self._apply(staged)
-            remembered: Remembering = []
+            remembered: list[Window] = []
             if (once := commit.once) is not None:
                 window = self.sessions.remember(once, self.rev, commit.lsn, commit.time)
-                remembered.append((once, window))
+                remembered.append(window)
             self._keep(Undo(commit.lsn, rev, replaced, remembered))
         except MemoryError:
             end_process("commit")
@@ -540,8 +536,6 @@ class Keyspace(_Base):
         Raises RequestError if it must not run: see `Sessions.recall` and `require_capacity`.
         """
         sessions = self.sessions
-        if sessions.is_next(session, seq, size, now):
-            return True
         if sessions.recall(session, seq, digest, now) is not None:
             return False
         sessions.require_capacity(session, seq, size)
@@ -552,7 +546,7 @@ class Keyspace(_Base):
     ) -> None:
         """Remember a reply during a run; its commit has the revision and the log number."""
         once = Once(session, seq, digest, reply)
-        self._remembered_in_run.append((once, self.sessions.remember(once, rev, lsn, now)))
+        self._remembered_in_run.append(self.sessions.remember(once, rev, lsn, now))
 
     def expire(self, most: int) -> int | None:
         """Remove up to ``most`` expired entries, each with a revision of its own.
@@ -615,8 +609,8 @@ class Keyspace(_Base):
             undo = self._undo.pop()
             replaced = undo.replaced
             self._apply(replaced if isinstance(replaced, dict) else replaced.entries())
-            for once, window in reversed(undo.remembered):
-                self.sessions.undo(once, window)
+            for window in reversed(undo.remembered):
+                self.sessions.undo(window)
             self.rev = undo.rev
             self.lineage = undo.lineage or self.lineage
         self.history.roll_back(self.rev)

@@ -80,6 +80,7 @@ class _Lane:
         self._keyspace = keyspace
         self._compiled = compiled.store.Lane(
             table=keyspace.entries,  # type: ignore[arg-type]
+            keyspace=keyspace,
             max_key_bytes=limits.max_key_bytes,
             max_value_bytes=limits.max_value_bytes,
             max_batch=max_batch,

@@ -102,7 +102,8 @@ def _held(node: Node) -> list[Any]:
     sessions = keyspace.sessions
     states = [sessions.state(name, 2**62) for name in sessions.names()]
     remembered = [state for state in states if state and state[2]]
-    return [rev, list(keyspace.entries.items()), commits, remembered]
+    kept = [sessions.statistics(), remembered]
+    return [rev, list(keyspace.entries.items()), commits, kept]
 
 
 class _Ways:
