@@ -312,7 +312,7 @@ class Sessions(_Base):
         if session.share is not None:
             self._add(session, seq, known)
             return self._drop(session, seq - self._window)
-        # The same without calls: with them, a write would take a tenth more time.
+        # The same without calls: with them, to replay it would take 1.6 times as long.
         size = len(known.reply)
         session.replies[seq] = known
         dropped = session.replies.pop(seq - self._window, None)
