@@ -963,7 +963,7 @@ COMMITS_IN_C: Final = [
     Mutant(
         "a request that is not the next of its session runs, as if it were new",
         "zkv/compiled/sessions.c",
-        "seq == (uint64_t)session->newest + 1 && session->share",
+        "seq == session->newest + 1 && session->share",
         "session->share",
         ("tests/requests/test_sessions.py",),
     ),

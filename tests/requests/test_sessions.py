@@ -124,6 +124,13 @@ def test_the_window_ends_exactly_where_it_should(make_store: MakeStore) -> None:
     assert store.ok("GET", key="k")["value"] == 7
 
 
+@pytest.mark.parametrize("newest", [2**62 + 1, 2**63 + 1, 2**64 - 1])
+def test_numbers_may_be_as_large_as_msgpack_has_them(store: Store, newest: int) -> None:
+    for seq in (newest - 1, newest, newest):
+        store.ok("INCR", key="k", session="s", seq=seq)
+    assert store.ok("GET", key="k")["value"] == 2
+
+
 def test_a_jump_moves_the_window_and_what_was_skipped_may_still_come(make_store: MakeStore) -> None:
     store = make_store(session_window=4)
     store.ok("INCR", key="k", session="s", seq=2)

@@ -29,7 +29,7 @@ ClientSession *sessions_next(const Sessions *self, PyObject *name, uint64_t seq,
     if (found == NULL)
         return PyErr_Clear(), NULL;
     ClientSession *session = (ClientSession *)found;
-    int usual = seq == (uint64_t)session->newest + 1 && session->share == Py_None &&
+    int usual = seq == session->newest + 1 && session->share == Py_None &&
                 now < self->look_at && size <= SMALL_REPLY &&
                 self->bytes + SMALL_REPLY + REPLY_OVERHEAD <= self->most_bytes;
     return usual ? session : NULL;
@@ -67,7 +67,7 @@ static PyObject *to_window(const Sessions *self, const ClientSession *session, P
         gone->known == NULL ? PyTuple_New(0) : Py_BuildValue("((OO))", gone->seq, gone->known);
     if (dropped == NULL)
         return NULL;
-    return PyObject_CallFunction(self->objects[OF_WINDOW_TYPE], "OOLN", name, seq, session->newest,
+    return PyObject_CallFunction(self->objects[OF_WINDOW_TYPE], "OOKN", name, seq, session->newest,
                                  dropped);
 }
 
@@ -101,7 +101,7 @@ static int put(const ClientSession *session, PyObject *seq, PyObject *known, con
 int sessions_remember(Sessions *self, ClientSession *session, PyObject *name, const reply_of *what,
                       PyObject *windows)
 {
-    uint64_t number = (uint64_t)session->newest + 1;
+    uint64_t number = session->newest + 1;
     leaving gone = {0};
     PyObject *window = NULL, *known = NULL, *seq = PyLong_FromUnsignedLongLong(number);
     int well = seq != NULL && find_leaving(self, session, number, &gone) &&
@@ -152,7 +152,7 @@ static void session_dealloc(ClientSession *self)
 
 static PyMemberDef session_members[] = {
     {"used", T_LONGLONG, offsetof(ClientSession, used), 0, NULL},
-    {"newest", T_LONGLONG, offsetof(ClientSession, newest), 0, NULL},
+    {"newest", T_ULONGLONG, offsetof(ClientSession, newest), 0, NULL},
     {"replies", T_OBJECT_EX, offsetof(ClientSession, replies), READONLY, NULL},
     {"share", T_OBJECT_EX, offsetof(ClientSession, share), 0, NULL},
     {NULL, 0, 0, 0, NULL},

@@ -71,7 +71,8 @@ int history_extend(History *, PyObject *payloads, int64_t rev, size_t changes, s
 /* See zkv/keyspace/sessions.py. */
 typedef struct {
     PyObject_HEAD
-    long long used, newest;
+    long long used;
+    unsigned long long newest;
     PyObject *replies, *share;
 } ClientSession;
 
