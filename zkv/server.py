@@ -62,6 +62,7 @@ from zkv.requests.commands import Node, make_info
 from zkv.requests.lane import open_lane, open_worker_lane
 from zkv.requests.parking import Parking
 from zkv.requests.slow_log import SlowLog
+from zkv.requests.stopping import Stopping
 from zkv.users.registry import Users
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class ServerCore:
         self._files = files
         self._events: SimpleQueue[Event | Callable[[], None]] = SimpleQueue()
         self._ending = threading.Lock()  # Protects the two attributes below.
-        self._stopping = False
+        self._stopping = Stopping()
         self._ended: Future[int] | None = None
         self._failed = False
         self._started = time.monotonic()
@@ -318,7 +319,7 @@ class ServerCore:
 
     def unready(self, for_write: bool) -> str:
         """See `zkv.metrics.endpoint.Watched`."""
-        if self._stopping or self._failed:
+        if self._stopping.begun or self._failed:
             return "the server is stopping"
         if not self._serving:
             return LOADING
@@ -465,6 +466,7 @@ class ServerCore:
             hand_over=self._hand_over,
             promises=self._promises,
             cluster=None if joining is None else self._cluster,
+            stopping=self._stopping,
         )
         if joining is not None and engine.disk is not None:
             from zkv.cluster.membership import Membership
@@ -576,7 +578,7 @@ class ServerCore:
                 "the members of a replicated store decide by themselves which one leads"
             )
         with self._ending:
-            if self._stopping:
+            if self._stopping.begun:
                 raise ShuttingDown("the server is stopping")
             if self._standby is None and self._promises is not None:  # Superseded since its start.
                 self._standby = self._make_standby(self._engine, self._promises)
@@ -596,7 +598,7 @@ class ServerCore:
 
     def _stop(self) -> None:
         with self._ending:
-            self._stopping = True
+            self._stopping.begun = True
             ended = self._ended
         _log.info("stopping")
         if self._standby is not None:
@@ -634,9 +636,9 @@ class ServerCore:
     def _end(self) -> Future[int]:
         """Stop the server for END; the future gives the revision once everything is saved."""
         with self._ending:
-            if self._stopping:
+            if self._stopping.begun:
                 raise ShuttingDown("the server is stopping")
-            self._stopping = True
+            self._stopping.begun = True
             self._ended = Future()
         self._events.put(Event.STOP)
         return self._ended
@@ -647,12 +649,10 @@ class ServerCore:
         lane = open_worker_lane(
             engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each
         )
-        return WorkerHandler(node, lane, account, lambda: self._stopping)
+        return WorkerHandler(node, lane, account)
 
     def _make_front_handler(self, account: Account) -> FrontHandler:
-        # Called for each batch: without a frame of Python that takes half.
-        stopping = partial(getattr, self, "_stopping")
-        return FrontHandler(self._node, self._lane, account, stopping)
+        return FrontHandler(self._node, self._lane, account)
 
     def _cluster(self) -> dict[str, Any]:
         """Return the fields of INFO's ``replication`` that a member has besides."""

@@ -51,8 +51,8 @@ class Front:
                 front.left.append((run is not None, secured))
                 return super()._finish(batch, run, epoch, executed, secured)
 
-        self.handler = Observed(node, lane, self.account, lambda: self.stopping)
-        self.stopping = False
+        self.handler = Observed(node, lane, self.account)
+        self.stopping = node.stopping
 
     def answer(self, *bodies: bytes) -> Answered | None:
         """Answer a batch."""
@@ -142,7 +142,7 @@ def test_nothing_runs_while_the_lock_is_held_or_others_lead(front: Front) -> Non
     front.role.leads = False
     answered = front.answer(GET)
     assert (front.left, answered and answered.left) == ([(False, None)], [0])
-    front.role.leads, front.stopping = True, True
+    front.role.leads = front.stopping.begun = True
     answered = front.answer(GET)
     assert (front.left, answered and answered.left) == ([(False, None)], [0])
 
@@ -156,9 +156,10 @@ def test_requests_that_are_left_and_lines_of_the_log_take_python(front: Front) -
 
 
 def test_an_attribute_that_cannot_be_read_fails_the_batch_and_frees_the_lock(
-    front: Front,
+    front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del front.role.leads
+    monkeypatch.setattr(front.engine.log, "_is_usual", False)
+    monkeypatch.delattr(type(front.engine.log), "confirms_reads")
     with pytest.raises(AttributeError):
         front.answer(GET)
     assert not front.engine.keyspace.lock.locked()

@@ -715,8 +715,8 @@ WAITING: Final = [
     Mutant(
         "a turn runs requests while the server stops",
         TURN,
-        "if (stopping || !leads)",
-        "if (!leads)",
+        "if (self->stopping->on || !self->role->on)",
+        "if (!self->role->on)",
         ("tests/compiled/test_turn.py",),
     ),
     Mutant(
@@ -942,8 +942,8 @@ COMMITS_IN_C: Final = [
     Mutant(
         "a rollback does not know what a run remembered",
         "zkv/compiled/keyspace.c",
-        'PyObject_CallFunction(undo, "LLON"',
-        'PyObject_CallFunction(undo, "LLO"',
+        "has_once ? remembered : NULL, NULL);",
+        "NULL, NULL);",
         (TEST_WAL_C, "tests/requests/test_refused_writes.py"),
     ),
     Mutant(

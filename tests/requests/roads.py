@@ -115,11 +115,11 @@ class Roads:
     def __init__(self, node: Node) -> None:
         engine = node.engine
         lane = open_lane(engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each)
-        self._front = FrontHandler(node, lane, Account(), lambda: False)
+        self._front = FrontHandler(node, lane, Account())
         behind = open_worker_lane(
             engine.keyspace, node.limits, node.max_reply_bytes, engine.syncs_each
         )
-        self._worker = WorkerHandler(node, behind, Account(), lambda: False)
+        self._worker = WorkerHandler(node, behind, Account())
         self._answered: list[tuple[Handler, Answered]] = []
         self.user: User | None = None
         """Whose requests they are."""

@@ -98,19 +98,16 @@ class FrontHandler:
         node: the commands' environment.
         lane: runs simple requests; None if the store is not compiled.
         account: the front's account.
-        stopping: returns true once new requests must be refused, which the workers do.
     """
 
-    def __init__(
-        self, node: Node, lane: Lane | None, account: Account, stopping: Callable[[], bool]
-    ) -> None:
+    def __init__(self, node: Node, lane: Lane | None, account: Account) -> None:
         self._engine = node.engine
         self._log = node.engine.log
         self._role = node.role
         self._lane = lane
         self._account = account
-        self._stopping = stopping
-        self._caller = Caller(node, account, stopping)
+        self._stopping = node.stopping
+        self._caller = Caller(node, account)
         self.must_wait = node.engine.has_much_unsafe
         """Returns true while no more requests are to be taken up, until the disk has caught up."""
         self.answer: Answer = self._leave_all
@@ -121,7 +118,7 @@ class FrontHandler:
                 self._role,
                 account,
                 account.of_lane,
-                stopping,
+                node.stopping,
                 self._finish,
                 node.engine.writing_snapshot,
                 secures=not node.engine.syncs_each,
@@ -152,7 +149,7 @@ class FrontHandler:
             raise secured
         log, account = self._log, self._account
         if run is None:
-            if self._lane is None or self._stopping() or not self._role.leads:
+            if self._lane is None or self._stopping.begun or not self._role.leads:
                 return self._leave_all(batch)
             run = self._lane.run(batch, account.logs_requests)
             executed = time.perf_counter()

@@ -89,22 +89,15 @@ class WorkerHandler:
         node: the commands' environment.
         lane: a lane of its own; None if the store is not compiled.
         account: the worker's account.
-        stopping: returns true once new requests must be refused.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        lane: WorkerLane | None,
-        account: Account,
-        stopping: Callable[[], bool],
-    ) -> None:
+    def __init__(self, node: Node, lane: WorkerLane | None, account: Account) -> None:
         self._engine = node.engine
         self._role = node.role
         self._lane = lane
         self._account = account
-        self._stopping = stopping
-        self._caller = Caller(node, account, stopping)
+        self._stopping = node.stopping
+        self._caller = Caller(node, account)
 
     def answer(self, batch: Batch) -> Answered | None:
         """See `Handler`."""
@@ -163,7 +156,9 @@ class WorkerHandler:
             if size + batch.replied >= ENOUGH_BYTES:
                 return newest, calls, place
             self._account.taken += 1
-            is_simple = self._role.leads and not self._stopping() and batch.overload(place) is None
+            is_simple = (
+                self._role.leads and not self._stopping.begun and batch.overload(place) is None
+            )
             lane = self._lane if is_simple else None
             rev = None if lane is None else self._run_in_lane(lane, batch, place)
             if rev is None:

@@ -15,6 +15,7 @@ from zkv.requests import batch
 from zkv.requests.account import Account
 from zkv.requests.batch import BadEnvelope
 from zkv.requests.slow_log import SlowLog
+from zkv.requests.stopping import Stopping
 from zkv.users.rights import PythonPrefixes, User
 
 A = TypeVar("A")
@@ -172,10 +173,10 @@ class Turn(Generic[A]):
         latencies: counts those that it answers.
         keyspace: the keyspace.
         log: the log. What is in `WalBase` is read there.
-        role: the role, with ``leads``.
-        account: the account, with ``logs_requests`` and ``explain(batch, up_to, executed)``.
-        slow: the slow log, with ``threshold``.
-        stopping: returns true once new requests must be refused.
+        stopping: whether new requests must be refused.
+        role: the role.
+        account: the account, with ``explain(batch, up_to, executed)``.
+        slow: the slow log.
         acquire: acquires the keyspace's lock, unless it is not free.
         release: releases it.
         now: returns the time in ms.
@@ -194,10 +195,10 @@ class Turn(Generic[A]):
         latencies: Latencies,
         keyspace: Keyspace,
         log: CommitLog,
+        stopping: Stopping,
         role: Role,
         account: Account,
         slow: SlowLog,
-        stopping: Callable[[], bool],
         acquire: Callable[[bool], bool],
         release: Callable[[], None],
         now: Callable[[], int],
@@ -221,6 +222,21 @@ class KeyspaceBase:
 
 class SessionsBase:
     """Those of `zkv.keyspace.sessions.Sessions`."""
+
+class StoppingBase:
+    """That of `zkv.requests.stopping.Stopping`."""
+
+class RoleBase:
+    """That of `zkv.replication.role.Role`."""
+
+class AccountBase:
+    """That of `zkv.requests.account.Account`."""
+
+class SlowLogBase:
+    """That of `zkv.requests.slow_log.SlowLog`."""
+
+class ClockBase:
+    """That of `zkv.clock.Clock`."""
 
 class ClientSession:
     """See `zkv.keyspace.sessions.PythonSession`."""

@@ -14,17 +14,26 @@ PyTypeObject *keyspace_type;
 static PyObject *to_undo(Keyspace *self, const Wal *wal, const run *r, PyObject *undo)
 {
     PyObject *remembered = self->objects[OF_REMEMBERED];
-    if (PyList_Size(remembered) == 0)
-        return PyObject_CallFunction(undo, "LLO", wal->last_lsn, self->rev, r->replaced);
-    if ((self->objects[OF_REMEMBERED] = PyList_New(0)) == NULL)
-        return Py_DECREF(remembered), NULL;
-    return PyObject_CallFunction(undo, "LLON", wal->last_lsn, self->rev, r->replaced, remembered);
+    PyObject *lsn = PyLong_FromLongLong(wal->last_lsn), *rev = PyLong_FromLongLong(self->rev);
+    PyObject *made = NULL, *fresh = NULL;
+    int has_once = PyList_Size(remembered) > 0;
+    if (lsn != NULL && rev != NULL && (!has_once || (fresh = PyList_New(0)) != NULL))
+        made = PyObject_CallFunctionObjArgs(undo, lsn, rev, (PyObject *)r->replaced,
+                                            has_once ? remembered : NULL, NULL);
+    if (fresh != NULL) {
+        self->objects[OF_REMEMBERED] = fresh;
+        Py_DECREF(remembered);
+    }
+    Py_XDECREF(lsn);
+    Py_XDECREF(rev);
+    return made;
 }
 
-/* Drop the undo information of commits that are safe now. 0, with an exception, if that fails. */
+/* Drop the undo information of commits that are safe now: the newest is not. 0, with an exception,
+ * if that fails. */
 static int drop_undo(PyObject *undos, const Wal *wal)
 {
-    while (PyObject_Size(undos) > 0) {
+    while (PyObject_Size(undos) > 1) {
         PyObject *oldest = PySequence_GetItem(undos, 0), *lsn = NULL;
         if (oldest != NULL)
             lsn = PyObject_GetAttr(oldest, known_names[NAME_LSN]);

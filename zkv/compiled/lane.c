@@ -241,7 +241,7 @@ static int has_memory(const run *r, const Table *table)
 {
     if (r->room == UNLIMITED)
         return 1;
-    int64_t commits = (int64_t)PyList_Size(r->payloads);
+    int64_t commits = r->payloads == NULL ? 0 : (int64_t)PyList_Size(r->payloads);
     int64_t more = table_bytes(table) - r->before;
     return more + (int64_t)r->bytes + commits * COMMIT_BYTES <= r->room;
 }
@@ -528,10 +528,17 @@ static span do_reads(Lane *self, run *r, const request *from)
     return self->durable && !is_once(from) ? to_reply(self, r, from, 0) : no_reply;
 }
 
+/* Make what a run needs to write. 0 if there is no memory. */
+static int begin_writes(const Lane *self, run *r)
+{
+    if (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL)
+        return 0;
+    return r->payloads != NULL || (r->payloads = PyList_New(0)) != NULL;
+}
+
 static span do_write(Lane *self, run *r, request *from, int64_t *reveals)
 {
-    if (!r->takes_writes ||
-        (r->replaced == NULL && (r->replaced = replaced_new(self->table)) == NULL) ||
+    if (!r->takes_writes || !begin_writes(self, r) ||
         !replaced_reserve(r->replaced, from->steps.count))
         return no_reply;
     r->first = r->replaced->count;
@@ -678,10 +685,10 @@ PyObject *run_result(const run *r)
 {
     PyObject *result = PyStructSequence_New(run_type);
     PyObject *fields[RUN_FIELDS] = {
-        [LEFT] = r->left,
+        [LEFT] = r->left == NULL ? PyList_New(0) : r->left,
         [NEWEST] = PyLong_FromLongLong(r->newest),
         [REV] = PyLong_FromLongLong(r->rev),
-        [PAYLOADS] = r->payloads,
+        [PAYLOADS] = r->payloads == NULL ? PyList_New(0) : r->payloads,
         [CHANGES] = PyLong_FromSize_t(r->changes),
         [BYTES] = PyLong_FromSize_t(r->bytes),
         [REPLACED] = r->replaced == NULL ? Py_NewRef(Py_None) : (PyObject *)r->replaced,
@@ -702,31 +709,37 @@ PyObject *run_result(const run *r)
 
 void run_drop(run *r)
 {
-    Py_DECREF(r->left);
-    Py_DECREF(r->payloads);
+    Py_XDECREF(r->left);
+    Py_XDECREF(r->payloads);
     Py_XDECREF((PyObject *)r->replaced);
 }
 
+/* Leave a request to Python. 0, with an exception, if there is no memory. */
+static int leave(run *r, size_t place)
+{
+    if (r->left == NULL && (r->left = PyList_New(0)) == NULL)
+        return 0;
+    return list_append(r->left, PyLong_FromSize_t(place));
+}
+
 /* Run the requests from `first` on and before `end`, until there are enough bytes of replies. 0, with
- * an exception, if there is no memory to begin. */
+ * an exception, if there is no memory; then nothing was written. */
 static int run_batch(Lane *self, run *r, size_t first, size_t end)
 {
-    if ((r->left = PyList_New(0)) == NULL)
-        return 0;
-    if ((r->payloads = PyList_New(0)) == NULL)
-        return Py_DECREF(r->left), 0;
     int well = 1;
     size_t i = first;
     for (; well && i < end && r->batch->replied < (size_t)self->enough; i++) {
         if ((i - first) % MOST_AHEAD == 0)
             fetch_ahead(self, r, i, end);
         if (!take(self, r, i))
-            well = list_append(r->left, PyLong_FromSize_t(i));
+            well = leave(r, i);
     }
     r->end = i;
-    if (!well)
+    if (!well && r->changes > 0)
         Py_FatalError("zkv: out of memory after a commit"); /* as in `commit` */
-    return 1;
+    if (!well)
+        run_drop(r);
+    return well;
 }
 
 int run_requests(Lane *self, run *r, size_t first, size_t end)

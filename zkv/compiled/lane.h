@@ -65,7 +65,7 @@ typedef struct run {
     int64_t rev, lsn, removed_rev, now, room, takes_writes, aside, logs;
     int64_t before; /* bytes that the table had when it began, as the memory limit counts them */
     Batch *batch;
-    PyObject *left, *payloads; /* lists */
+    PyObject *left, *payloads; /* lists; NULL = empty */
     Replaced *replaced;
     size_t first; /* where the changes of the current request begin in `replaced` */
     size_t changes, bytes;
@@ -84,8 +84,8 @@ static inline int64_t rev_of(const run *r, const record *there)
 /* --- Runs: lane.c ----------------------------------------------------------------------------- */
 
 /* Run the requests of `r->batch` from `first` on and before `end`, until there are enough bytes of
- * replies. 0, with an exception, if there is no memory to begin; then nothing was run, and there is
- * nothing to drop. Afterwards exactly one of the two below must be called. */
+ * replies. 0, with an exception, if there is no memory; then nothing was written, and there is
+ * nothing to drop. Else exactly one of the two below must be called afterwards. */
 int run_requests(Lane *, run *, size_t first, size_t end);
 PyObject *run_result(const run *); /* as a Run */
 void run_drop(run *);

@@ -1,5 +1,6 @@
 /* The module zkv.compiled._store: see zkv/compiled/__init__.py. */
 
+#include "states.h"
 #include "writes.h"
 
 /* Add a type, of which this consumes the reference: `keep`, if not NULL, holds it for good. */
@@ -21,6 +22,11 @@ static int execute(PyObject *module)
         add_type(module, "WalBase", PyType_FromSpec(&wal_spec), &wal_type) &&
         add_type(module, "KeyspaceBase", PyType_FromSpec(&keyspace_spec), &keyspace_type) &&
         add_type(module, "HistoryBase", PyType_FromSpec(&history_spec), &history_type) &&
+        add_type(module, "StoppingBase", PyType_FromSpec(&stopping_spec), &stopping_type) &&
+        add_type(module, "RoleBase", PyType_FromSpec(&role_spec), &role_type) &&
+        add_type(module, "AccountBase", PyType_FromSpec(&account_spec), &account_type) &&
+        add_type(module, "SlowLogBase", PyType_FromSpec(&slow_log_spec), &slow_log_type) &&
+        add_type(module, "ClockBase", PyType_FromSpec(&clock_spec), &clock_type) &&
         add_type(module, "SessionsBase", PyType_FromSpec(&sessions_spec), &sessions_type) &&
         add_type(module, "ClientSession", PyType_FromSpec(&session_spec), NULL) &&
         add_type(module, "Table", PyType_FromSpec(&table_spec), NULL) &&

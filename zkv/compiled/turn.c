@@ -10,21 +10,21 @@
  * and the log know stays in their objects, and is read from there in each turn. The order of the
  * steps is that of zkv/broker/waiting.py. */
 
-#include "lane.h"
+#include "states.h"
 #include "writes.h"
 
 #include <time.h>
 
 /* What a turn uses. */
 enum use {
-    KEYSPACE, LOG, ROLE, ACCOUNT, SLOW, STOPPING, ACQUIRE, RELEASE, NOW, FINISH, UNDO, WRITING,
+    KEYSPACE, LOG, STOPPING, ROLE, ACCOUNT, SLOW, ACQUIRE, RELEASE, NOW, FINISH, UNDO, WRITING,
     USES
 };
 
 /* The attributes that it reads, and the methods that it calls. */
 enum name {
-    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, LOGS_REQUESTS, THRESHOLD, TAKES_RUNS, ROOM,
-    ADD_RUN, COMMIT, EXPLAIN, BASE, SINCE, NAMES
+    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, SINCE,
+    NAMES
 };
 
 static const char *const texts[NAMES] = {
@@ -32,15 +32,11 @@ static const char *const texts[NAMES] = {
     [SAFE_REV] = "safe_rev",
     [LAST_LSN] = "last_lsn",
     [CONFIRMS_READS] = "confirms_reads",
-    [LEADS] = "leads",
-    [LOGS_REQUESTS] = "logs_requests",
-    [THRESHOLD] = "threshold",
     [TAKES_RUNS] = "takes_runs",
     [ROOM] = "room",
     [ADD_RUN] = "add_run",
     [COMMIT] = "commit",
     [EXPLAIN] = "explain",
-    [BASE] = "base",
     [SINCE] = "since",
 };
 
@@ -51,8 +47,10 @@ typedef struct {
     PyObject *uses[USES], *names[NAMES];
     Keyspace *keyspace;
     Wal *wal;     /* the log, if it is one of files; else NULL */
+    const Switch *stopping, *role, *account;
+    const SlowLog *slow;
+    const Clock *clock; /* NULL if it is another one than that of zkv/clock.py */
     int secures;  /* commits are safe once they are written, for which the front does not wait */
-    int has_base; /* the clock is that of zkv/clock.py */
 } Turn;
 
 /* --- Reading: -1, with an exception, if that or what was read before fails ---------------------- */
@@ -107,7 +105,7 @@ static int read_takes_runs(const Turn *self)
 /* The time in ms: see zkv/clock.py. */
 static int64_t read_now(const Turn *self)
 {
-    if (!self->has_base) {
+    if (self->clock == NULL) {
         PyObject *now = PyObject_CallNoArgs(self->uses[NOW]);
         int64_t number = now == NULL ? -1 : PyLong_AsLongLong(now);
         Py_XDECREF(now);
@@ -120,7 +118,7 @@ static int64_t read_now(const Turn *self)
 #endif
     struct timespec up;
     clock_gettime(uptime, &up);
-    return read_number(self, NOW, BASE) + (int64_t)up.tv_sec * 1000 + up.tv_nsec / 1000000;
+    return self->clock->base + (int64_t)up.tv_sec * 1000 + up.tv_nsec / 1000000;
 }
 
 /* --- A turn ----------------------------------------------------------------------------------- */
@@ -173,7 +171,7 @@ static PyObject *run_locked(const Turn *self, run *r, int *failed)
 {
     if ((*failed = !begin(self, r) || !run_requests(self->lane, r, 0, r->batch->count)))
         return NULL;
-    if (PyList_Size(r->payloads) == 0)
+    if (r->changes == 0)
         return NULL;
     if (self->wal != NULL && self->keyspace->objects[OF_EVICTOR] == Py_None)
         return keyspace_add_run(self->keyspace, self->wal, r, self->uses[UNDO]), NULL;
@@ -241,7 +239,7 @@ static int release(const Turn *self)
 /* 1 if all has been answered, and may be sent. -1, with an exception, if that cannot be found out. */
 static int is_done(const Turn *self, const run *r, int64_t epoch)
 {
-    if (r->end < r->batch->count || r->logs || PyList_Size(r->left) > 0 ||
+    if (r->end < r->batch->count || r->logs || r->left != NULL ||
         r->newest > read_safe_rev(self) || epoch != read_epoch(self))
         return PyErr_Occurred() ? -1 : 0;
     if (self->wal != NULL && self->wal->usual)
@@ -254,12 +252,7 @@ static int is_done(const Turn *self, const run *r, int64_t epoch)
  * fails. */
 static int count_answers(const Turn *self, PyObject *batch, double executed)
 {
-    PyObject *slow = PyObject_GetAttr(self->uses[SLOW], self->names[THRESHOLD]);
-    double threshold = slow == NULL ? 0 : PyFloat_AsDouble(slow);
-    Py_XDECREF(slow);
-    if (PyErr_Occurred())
-        return 0;
-    if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, threshold))
+    if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, self->slow->threshold))
         return 1;
     PyObject *all = PyLong_FromLongLong(INT64_MAX), *when = PyFloat_FromDouble(executed);
     PyObject *done = NULL;
@@ -298,11 +291,10 @@ static PyObject *turn_answer(Turn *self, PyObject *batch)
         return PyErr_Format(PyExc_TypeError, "this is not a batch");
     r.batch = (Batch *)batch;
     int64_t epoch = read_epoch(self);
-    int stopping = call_flag(self, STOPPING, NULL), leads = read_flag(self, ROLE, LEADS);
-    r.logs = read_flag(self, ACCOUNT, LOGS_REQUESTS);
+    r.logs = self->account->on;
     if (PyErr_Occurred())
         return NULL;
-    if (stopping || !leads)
+    if (self->stopping->on || !self->role->on)
         return finish(self, batch, NULL, epoch, 0, NULL);
     int locked = call_flag(self, ACQUIRE, Py_False);
     if (locked <= 0)
@@ -346,16 +338,17 @@ static void turn_dealloc(Turn *self)
 
 static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"lane", "latencies", "keyspace", "log", "role", "account", "slow",
-                            "stopping", "acquire", "release", "now", "finish", "undo", "writing",
+    static char *names[] = {"lane", "latencies", "keyspace", "log", "stopping", "role", "account",
+                            "slow", "acquire", "release", "now", "finish", "undo", "writing",
                             "secures", NULL};
     PyObject *lane, *latencies, *uses[USES];
     int secures;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O!O!O!OOOOOOOOOOOp", names, lane_type, &lane, latencies_type,
-            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], &uses[ROLE], &uses[ACCOUNT], &uses[SLOW],
-            &uses[STOPPING], &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH],
-            &uses[UNDO], &uses[WRITING], &secures))
+            arguments, keywords, "O!O!O!OO!O!O!O!OOOOOOp", names, lane_type, &lane, latencies_type,
+            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], stopping_type, &uses[STOPPING],
+            role_type, &uses[ROLE], account_type, &uses[ACCOUNT], slow_log_type, &uses[SLOW],
+            &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH], &uses[UNDO], &uses[WRITING],
+            &secures))
         return NULL;
     if (!PyObject_TypeCheck(((Keyspace *)uses[KEYSPACE])->objects[OF_HISTORY], history_type))
         return PyErr_Format(PyExc_TypeError, "the keyspace's history is none in C");
@@ -367,7 +360,11 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->secures = secures;
     self->keyspace = (Keyspace *)uses[KEYSPACE];
     self->wal = PyObject_TypeCheck(uses[LOG], wal_type) ? (Wal *)uses[LOG] : NULL;
-    self->has_base = PyObject_HasAttrString(uses[NOW], texts[BASE]);
+    self->stopping = (Switch *)uses[STOPPING];
+    self->role = (Switch *)uses[ROLE];
+    self->account = (Switch *)uses[ACCOUNT];
+    self->slow = (SlowLog *)uses[SLOW];
+    self->clock = PyObject_TypeCheck(uses[NOW], clock_type) ? (Clock *)uses[NOW] : NULL;
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);
     for (int i = 0; i < NAMES; i++)

@@ -8,8 +8,9 @@ True after everything that a leader needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from zkv import compiled
 from zkv.errors import NotLeader
 
 RoleName = Literal["primary", "standby", "leader", "follower"]
@@ -18,7 +19,13 @@ PRIMARY: Final = "primary"
 STANDBY: Final = "standby"
 
 
-class Role:
+if TYPE_CHECKING:
+    _Base = object
+else:  # The front looks at it in each turn: see zkv/compiled/states.c.
+    _Base = compiled.store.RoleBase if compiled.COMPILED else object
+
+
+class Role(_Base):
     """The role of this server: whether it leads its store.
 
     Args:

@@ -32,7 +32,13 @@ UNREADABLE: Final = "-"
 """The op of a request that could not be decoded, in the statistics and the log."""
 
 
-class Account:
+if TYPE_CHECKING:
+    _Base = object
+else:  # The front looks at it in each turn: see zkv/compiled/states.c.
+    _Base = compiled.store.AccountBase if compiled.COMPILED else object
+
+
+class Account(_Base):
     """The account of one thread.
 
     Args:

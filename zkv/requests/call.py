@@ -102,14 +102,13 @@ class Caller:
     Args:
         node: the commands' environment.
         account: the thread's account.
-        stopping: returns true once new requests must be refused.
     """
 
-    def __init__(self, node: Node, account: Account, stopping: Callable[[], bool]) -> None:
+    def __init__(self, node: Node, account: Account) -> None:
         self._node = node
         self.engine = node.engine
         self._account = account
-        self._stopping = stopping
+        self._stopping = node.stopping
         self._lock = node.engine.keyspace.lock
 
     def run(self, body: bytes, arrived: float, lock_wait: float, user: User | None) -> Call:
@@ -260,7 +259,7 @@ class Caller:
         self._account.flush()
 
     def _require_readiness(self, request: AnyRequest) -> None:
-        if self._stopping():
+        if self._stopping.begun:
             raise ShuttingDown("the server is stopping")
         if request.deadline is not None and time.time() * 1000 > request.deadline:
             raise Deadline("the deadline had passed when the request would have run")

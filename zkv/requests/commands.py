@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, Struct
@@ -67,6 +67,7 @@ from zkv.replication.standby import Promoted
 from zkv.requests.parking import ParkedRead, ParkedRequest, Parking
 from zkv.requests.permission import may_monitor
 from zkv.requests.slow_log import SlowLog
+from zkv.requests.stopping import Stopping
 
 if TYPE_CHECKING:
     from zkv.users.quota import Quota
@@ -128,6 +129,7 @@ class Node:
         hand_over: has this server stop to lead, likewise; None for a member of a store in etcd.
         promises: what it has promised to standbys that are being promoted, likewise.
         cluster: returns what a member of a store in etcd has in INFO besides; None = it is none.
+        stopping: whether the server is stopping.
     """
 
     engine: Engine
@@ -143,6 +145,7 @@ class Node:
     hand_over: HandOver | None
     promises: Promises | None
     cluster: Callable[[], dict[str, Any]] | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
 
 def execute(node: Node, request: requests.AnyRequest, user: User | None = None) -> Answer:

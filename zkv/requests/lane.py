@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from zkv.replication.role import Role
     from zkv.requests.account import Account
     from zkv.requests.batch import Batch
+    from zkv.requests.stopping import Stopping
 
 A = TypeVar("A")
 
@@ -140,7 +141,7 @@ class Lane(_Lane):
         role: Role,
         account: Account,
         latencies: Latencies,
-        stopping: Callable[[], bool],
+        stopping: Stopping,
         finish: Callable[[Batch, Run | None, int, float, bool | BaseException | None], A | None],
         writing: Activity | None,
         secures: bool,
@@ -152,7 +153,7 @@ class Lane(_Lane):
             role: the role of this server.
             account: the front's account.
             latencies: counts the answers.
-            stopping: returns true once new requests must be refused.
+            stopping: whether new requests must be refused.
             finish: does what is left of a turn: see `zkv.compiled._store.Turn`.
             writing: goes on while a snapshot is written; None if none ever is.
             secures: commits are safe once they are written.

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.msgpack import encode
 
+from zkv import compiled
 from zkv.protocol.codec import decode
 from zkv.protocol.requests import OP_NAMES
 
@@ -151,7 +152,13 @@ class SlowMinute(Struct, frozen=True, kw_only=True):
         )
 
 
-class SlowLog:
+if TYPE_CHECKING:
+    _Base = object
+else:  # The front looks at it in each turn: see zkv/compiled/states.c.
+    _Base = compiled.store.SlowLogBase if compiled.COMPILED else object
+
+
+class SlowLog(_Base):
     """The slow log of a server.
 
     Args:

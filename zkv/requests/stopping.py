@@ -1,0 +1,23 @@
+"""Whether the server is stopping: one object for each server, which its threads look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zkv import compiled
+
+if TYPE_CHECKING:
+    _Base = object
+else:  # The front looks at it in each turn: see zkv/compiled/states.c.
+    _Base = compiled.store.StoppingBase if compiled.COMPILED else object
+
+
+class Stopping(_Base):
+    """Whether the server is stopping.
+
+    Attributes:
+        begun: True once new requests must be refused.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
