@@ -39,8 +39,6 @@ from zkv.requests.slow_log import Marks
 from zkv.users.rights import SCOPE_END
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from zkv.protocol.requests import AnyRequest
     from zkv.requests.account import Account
     from zkv.requests.commands import Node

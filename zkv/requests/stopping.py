@@ -1,4 +1,4 @@
-"""Whether the server is stopping: one object for each server, which its threads look at."""
+"""The stop of the server: one object for each server, which its threads look at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ else:  # The front looks at it in each turn: see zkv/compiled/states.c.
 
 
 class Stopping(_Base):
-    """Whether the server is stopping.
+    """The stop of the server.
 
     Attributes:
         begun: True once new requests must be refused.
