@@ -14,6 +14,7 @@ import zmq
 
 from tests.conftest import Connect
 from tests.support import LIMIT, Raw, ServerInProcess, eventually, pack, unpack
+from zkv import compiled
 from zkv.durability.files import Files
 from zkv.protocol import requests
 from zkv.requests import commands, slow_log
@@ -195,6 +196,30 @@ def test_entries_are_the_newest_first(tmp_path: Path, connect: Connect) -> None:
         assert [each["op"] for each in entries(client)] == ["SLOW"]
         for bad in ({"limit": 0}, {"reset": 1}, {"more": 1}):
             assert client.call(op="SLOW", **bad)["code"] == "BAD_REQUEST"
+
+
+@pytest.mark.parametrize("trace", [None, "00-abc", "\u00e9" * 32])
+@pytest.mark.parametrize("road", ["lane", "commands"])
+def test_requests_of_many_keys_are_told_alike(
+    tmp_path: Path, connect: Connect, road: str, trace: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane notes it as it runs them, and nobody reads them again: that would take as long."""
+    if road == "lane" and compiled.COMPILED:
+        monkeypatch.setattr("zkv.requests.slow_log.decode", None)
+    aside: dict[str, Any] = {} if road == "lane" else {"deadline": 2**60}
+    aside |= {} if trace is None else {"trace": trace}
+    items = {f"k{number}": number for number in range(1_500)}
+    with slow_server(tmp_path) as server:
+        client = connect(server.endpoint)
+        client.ok(op="MPUT", items=items, **aside)
+        client.ok(op="MGET", keys=["k1", "k1", "k2"], **aside)
+        client.ok(op="TXN", ops=[{"op": "INCR", "key": "k1"}] * 5, **aside)
+        found = {each["op"]: each for each in entries(client)}
+        assert {op: (each["keys"], each["trace"]) for op, each in found.items()} == {
+            "MPUT": (1_500, trace), "MGET": (3, trace), "TXN": (5, trace),
+        }  # fmt: skip
+        assert found["MPUT"]["bytes"] > 10_000
+        assert not any("key" in each for each in found.values())
 
 
 def test_a_long_key_is_cut(tmp_path: Path, connect: Connect) -> None:

@@ -239,6 +239,7 @@ static PyObject *batch_set_reply(Batch *self, PyObject *arguments)
         return NULL;
     of->reveals = 0;
     of->op = NONE;
+    of->keys = 0;
     of->timed = 0;
     Py_RETURN_NONE;
 }
@@ -380,6 +381,22 @@ static PyObject *batch_answered(Batch *self, PyObject *revision)
     return answered;
 }
 
+static PyObject *batch_summary(Batch *self, PyObject *place)
+{
+    const item *of = item_at(self, place);
+    if (of == NULL)
+        return NULL;
+    if (of->keys == 0)
+        Py_RETURN_NONE;
+    PyObject *trace =
+        of->trace_size == 0
+            ? Py_NewRef(Py_None)
+            : PyUnicode_FromStringAndSize((const char *)of->body + of->trace_at,
+                                          (Py_ssize_t)of->trace_size);
+    return trace == NULL ? NULL
+                         : Py_BuildValue("(snN)", op_name(of->op), (Py_ssize_t)of->keys, trace);
+}
+
 /* --- The type --------------------------------------------------------------------------------- */
 
 static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
@@ -417,6 +434,7 @@ static PyMethodDef batch_methods[] = {
     {"split", (PyCFunction)batch_split, METH_O, NULL},
     {"places", (PyCFunction)batch_places, METH_O, NULL},
     {"answered", (PyCFunction)batch_answered, METH_O, NULL},
+    {"summary", (PyCFunction)batch_summary, METH_O, NULL},
     {"timed_places", (PyCFunction)batch_timed_places, METH_O, NULL},
     {"amend_reply", (PyCFunction)batch_amend_reply, METH_VARARGS, NULL},
     {"user", (PyCFunction)batch_user, METH_O, NULL},

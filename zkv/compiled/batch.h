@@ -30,6 +30,8 @@ typedef struct {
     PyObject *reply_owner; /* the bytes object that holds the reply; else NULL */
     PyObject *subject;     /* for the request log, if the lane has answered; may be NULL */
     PyObject *trace;       /* likewise */
+    size_t keys;           /* of a request that the lane has answered, if it has not just one */
+    size_t trace_at, trace_size; /* then: where its trace is in the body; nowhere if it has none */
     int64_t reveals;       /* the newest revision that the lane's reply reveals */
     int op;                /* `enum op` in lane.h, if the lane has answered; else NONE */
     int timed;             /* the lane's reply is to say how long everything took */

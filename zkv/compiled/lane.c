@@ -619,6 +619,18 @@ static int is_permitted(const Prefixes *user, const request *from)
     return 1;
 }
 
+/* Note what the slow log tells of a request with many keys: to read it again would take long. */
+static void note(item *of, const request *from)
+{
+    if (from->steps.at == &from->one)
+        return;
+    of->keys = from->steps.count;
+    if (from->trace.at != NULL) {
+        of->trace_at = (size_t)(from->trace.at - of->body);
+        of->trace_size = from->trace.size;
+    }
+}
+
 /* Run the request at a place. 0 if it is left to Python. */
 static int take(Lane *self, run *r, size_t place)
 {
@@ -645,6 +657,7 @@ static int take(Lane *self, run *r, size_t place)
     if (reply.at == NULL)
         return PyErr_Clear(), 0;
     batch_answer(r->batch, place, reply, from->op, reveals);
+    note(of, from);
     of->timed = from->timing;
     r->batch->timed |= from->timing;
     if (r->logs) {

@@ -152,6 +152,12 @@ class Batch(Protocol):
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
 
+    def summary(self, place: int, /) -> tuple[str, int, str | None] | None:
+        """Return op, number of keys and trace of a request that the lane has answered.
+
+        None if it has one key: then it is small, but for its value.
+        """
+
     def timed_places(self, up_to: int, /) -> list[int]:
         """Return the places of those of these answers that are to say how long they took."""
 
@@ -284,6 +290,10 @@ class PythonBatch:
     def answered(self, up_to: int, /) -> list[Answer]:
         """See `Batch`."""
         return []
+
+    def summary(self, place: int, /) -> tuple[str, int, str | None] | None:
+        """See `Batch`."""
+        return None
 
     def timed_places(self, up_to: int, /) -> list[int]:
         """See `Batch`."""

@@ -35,7 +35,7 @@ from zkv.protocol.requests import OP_NAMES, Delete, End, MDelete, Txn, needs_lea
 from zkv.requests import permission
 from zkv.requests.account import UNREADABLE
 from zkv.requests.commands import execute
-from zkv.requests.slow_log import Marks
+from zkv.requests.slow_log import Marks, told
 from zkv.users.rights import SCOPE_END
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Caller:
         slow = self._account.slow
         if finished - call.arrived >= slow.threshold:
             own = self._account.activity
-            slow.add(request, call.bytes_in, marks, finished, call.batch, own, call.user)
+            slow.add(told(request), call.bytes_in, marks, finished, call.batch, own, call.user)
         return add_field(body, marks.timing(finished).packed()) if request.timing else body
 
     def flush(self) -> None:

@@ -46,6 +46,15 @@ KEPT_OF_A_KEY: Final = 256
 """Characters of a key that an entry has, at most."""
 
 
+Told = tuple[str, str | int | None, str | None]
+"""What is told of a request: its op, its key or its number of keys, and its trace."""
+
+
+def told(request: AnyRequest) -> Told:
+    """Return what is told of a request."""
+    return OP_NAMES[type(request)], request.subject(), request.trace
+
+
 class Timing(Struct, frozen=True):
     """How long each part of a request took, in whole microseconds; ``total`` is their sum."""
 
@@ -193,7 +202,7 @@ class SlowLog(_Base):
 
     def add(
         self,
-        request: AnyRequest,
+        of: Told,
         size: int,
         marks: Marks,
         finished: float,
@@ -204,7 +213,7 @@ class SlowLog(_Base):
         """Add a request.
 
         Args:
-            request: the request.
+            of: its op, its key or number of keys, and its trace.
             size: size of its body.
             marks: its times.
             finished: when its reply was made.
@@ -212,19 +221,19 @@ class SlowLog(_Base):
             own: the activity of the thread that ran it.
             user: whose it was; None = users are not known.
         """
-        subject = request.subject()
+        op, subject, trace = of
         with contextlib.suppress(MemoryError):  # The reply matters more.
             entry = SlowEntry(
                 time=int(time.time() * 1000),
                 user=None if user is None else user.name,
-                op=OP_NAMES[type(request)],
+                op=op,
                 key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
                 keys=subject if isinstance(subject, int) else UNSET,
                 bytes=size,
                 timing=marks.timing(finished),
                 batch=batch,
                 beside=self._activities.beside(marks.arrived, finished, own, marks.started),
-                trace=request.trace,
+                trace=trace,
             )
             with self._lock:
                 self._keep(entry)
@@ -257,6 +266,6 @@ class SlowLog(_Base):
             if not isinstance(body, bytes):
                 continue  # There is no memory for it.
             with contextlib.suppress(MemoryError):
-                of = marks.of(batch, place)
-                user = batch.user(place)
-                self.add(decode(body), len(body), of, finished, len(batch), own, user)
+                of = batch.summary(place) or told(decode(body))
+                times, user = marks.of(batch, place), batch.user(place)
+                self.add(of, len(body), times, finished, len(batch), own, user)
