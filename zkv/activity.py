@@ -9,13 +9,28 @@ requests that have just been answered. All times are those of `time.perf_counter
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from zkv import compiled
 
 SHORT_SECONDS: Final = 0.001
 """An interval shorter than this explains no slow request."""
 
 
-class Activity:
+class _PythonActivity:
+    __slots__ = ("_least", "since")
+
+    _least: float
+    since: float | None
+
+
+if TYPE_CHECKING:
+    _Base = _PythonActivity
+else:  # The log in C begins and ends one with each write: see zkv/compiled/figures.c.
+    _Base = compiled.store.ActivityBase if compiled.COMPILED else _PythonActivity
+
+
+class Activity(_Base):
     """One thing that goes on now and then. Use it with ``with``, or set `since` and call `end`.
 
     Args:
@@ -23,7 +38,7 @@ class Activity:
         least: an interval shorter than this does not count, in seconds.
     """
 
-    __slots__ = ("_last", "_least", "name", "since")
+    __slots__ = ("_last", "name")
 
     KEPT: Final = 4
     """Intervals that are known, at most."""
@@ -32,7 +47,7 @@ class Activity:
         self.name = name
         self._least = least
         self._last: tuple[tuple[float, float], ...] = ()
-        self.since: float | None = None
+        self.since = None
         """When the present interval began; None = it does not go on."""
 
     def __enter__(self) -> None:

@@ -13,30 +13,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import add
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from zkv import compiled
 
 STEPS: Final = 64
 """Buckets of a histogram: values below 1, 2, 4, 8 ... No value exceeds the last one."""
 
 
-class Buckets:
-    """A histogram with buckets in powers of two, and the sum of all values.
-
-    Attributes:
-        counts: number of values in each bucket.
-        total: sum of the values, in their own unit.
-    """
+class PythonBuckets:
+    """The counts of `Buckets`. The log in C adds to them: see zkv/compiled/figures.c."""
 
     __slots__ = ("counts", "total")
 
-    def __init__(self, counts: list[int] | None = None, total: float = 0) -> None:
-        self.counts = counts or [0] * STEPS
-        self.total: float = total
+    counts: list[int]
+    total: float
 
     def add(self, step: int, value: float, count: int = 1) -> None:
         """Add ``value`` ``count`` times to bucket ``step``; for a time, that of `step_of`."""
         self.counts[step] += count
         self.total += value * count
+
+
+if TYPE_CHECKING:
+    _Base = PythonBuckets
+else:
+    _Base = compiled.store.BucketsBase if compiled.COMPILED else PythonBuckets
+
+
+class Buckets(_Base):
+    """A histogram with buckets in powers of two, and the sum of all values.
+
+    Attributes:
+        counts: number of values in each bucket. To change the list may change nothing.
+        total: sum of the values, in their own unit.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, counts: list[int] | None = None, total: float = 0) -> None:
+        self.counts = counts or [0] * STEPS
+        self.total = total
 
     def add_time(self, seconds: float) -> None:
         """Add a time."""

@@ -224,6 +224,12 @@ class KeyspaceBase:
 class SessionsBase:
     """Those of `zkv.keyspace.sessions.Sessions`."""
 
+class BucketsBase:
+    """Those of `zkv.figures.PythonBuckets`."""
+
+class ActivityBase:
+    """Those of `zkv.activity.Activity`."""
+
 class StoppingBase:
     """That of `zkv.requests.stopping.Stopping`."""
 

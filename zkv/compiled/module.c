@@ -22,6 +22,8 @@ static int execute(PyObject *module)
         add_type(module, "WalBase", PyType_FromSpec(&wal_spec), &wal_type) &&
         add_type(module, "KeyspaceBase", PyType_FromSpec(&keyspace_spec), &keyspace_type) &&
         add_type(module, "HistoryBase", PyType_FromSpec(&history_spec), &history_type) &&
+        add_type(module, "BucketsBase", PyType_FromSpec(&buckets_spec), &buckets_type) &&
+        add_type(module, "ActivityBase", PyType_FromSpec(&activity_spec), &activity_type) &&
         add_type(module, "StoppingBase", PyType_FromSpec(&stopping_spec), &stopping_type) &&
         add_type(module, "RoleBase", PyType_FromSpec(&role_spec), &role_type) &&
         add_type(module, "AccountBase", PyType_FromSpec(&account_spec), &account_type) &&

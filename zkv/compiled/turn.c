@@ -23,8 +23,7 @@ enum use {
 
 /* The attributes that it reads, and the methods that it calls. */
 enum name {
-    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, SINCE,
-    NAMES
+    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, NAMES
 };
 
 static const char *const texts[NAMES] = {
@@ -37,7 +36,6 @@ static const char *const texts[NAMES] = {
     [ADD_RUN] = "add_run",
     [COMMIT] = "commit",
     [EXPLAIN] = "explain",
-    [SINCE] = "since",
 };
 
 typedef struct {
@@ -49,6 +47,7 @@ typedef struct {
     Wal *wal;     /* the log, if it is one of files; else NULL */
     const Switch *stopping, *role, *account;
     const SlowLog *slow;
+    const Activity *writing; /* NULL if no snapshot is ever written */
     const Clock *clock; /* NULL if it is another one than that of zkv/clock.py */
     int secures;  /* commits are safe once they are written, for which the front does not wait */
 } Turn;
@@ -192,10 +191,7 @@ static int may_sync(const Turn *self, const run *r)
     for (size_t i = 0; i < r->batch->count; i++)
         if (r->batch->items[i].reveals <= self->wal->safe_rev)
             return 0; /* Without an answer it reveals nothing. */
-    PyObject *since = PyObject_GetAttr(self->uses[WRITING], self->names[SINCE]);
-    int may = since == Py_None;
-    Py_XDECREF(since);
-    return may;
+    return self->writing == NULL || !self->writing->on;
 }
 
 /* Have the log in Python commit, without waiting. */
@@ -364,6 +360,8 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->role = (Switch *)uses[ROLE];
     self->account = (Switch *)uses[ACCOUNT];
     self->slow = (SlowLog *)uses[SLOW];
+    self->writing =
+        PyObject_TypeCheck(uses[WRITING], activity_type) ? (Activity *)uses[WRITING] : NULL;
     self->clock = PyObject_TypeCheck(uses[NOW], clock_type) ? (Clock *)uses[NOW] : NULL;
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);

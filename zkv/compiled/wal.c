@@ -128,18 +128,14 @@ static int sync_file(int file)
     return !failed;
 }
 
-/* --- Attributes of Python's objects. 0, with an exception, if that fails ----------------------- */
+/* --- Python's objects ---------------------------------------------------------------------------- */
 
 PyObject *known_names[KNOWN_NAMES];
 
 int begin_names(void)
 {
     static const char *const texts[KNOWN_NAMES] = {
-        [NAME_SINCE] = "since",
-        [NAME_LEAST] = "_least",
         [NAME_END] = "end",
-        [NAME_COUNTS] = "counts",
-        [NAME_TOTAL] = "total",
         [NAME_ACQUIRE] = "acquire",
         [NAME_RELEASE] = "release",
         [NAME_FAIL_WRITE] = "_fail_write",
@@ -160,50 +156,12 @@ int begin_names(void)
     return 1;
 }
 
-static int set(PyObject *of, enum known_name name, PyObject *value)
-{
-    int well = value != NULL && PyObject_SetAttr(of, known_names[name], value) == 0;
-    Py_XDECREF(value);
-    return well;
-}
-
-static double get_float(PyObject *of, enum known_name name)
-{
-    PyObject *number = PyObject_GetAttr(of, known_names[name]);
-    double value = number == NULL ? -1 : PyFloat_AsDouble(number);
-    Py_XDECREF(number);
-    return value;
-}
-
-/* Call a method with an argument, or without one if it is NULL. */
+/* Call a method with an argument, or without one if it is NULL. 0, with an exception, if it fails. */
 static int call(PyObject *of, enum known_name name, PyObject *argument)
 {
     PyObject *result = PyObject_CallMethodObjArgs(of, known_names[name], argument, NULL);
     Py_XDECREF(result);
     return result != NULL;
-}
-
-/* See `Buckets.add` in zkv/figures.py; a value below 0 fails. */
-static int count(PyObject *buckets, int step, double value)
-{
-    PyObject *counts = PyObject_GetAttr(buckets, known_names[NAME_COUNTS]);
-    PyObject *there = counts == NULL ? NULL : PyList_GetItem(counts, step);
-    PyObject *more = there == NULL ? NULL : PyLong_FromLongLong(PyLong_AsLongLong(there) + 1);
-    int well = more != NULL && PyList_SetItem(counts, step, more) == 0;
-    Py_XDECREF(counts);
-    double total = well ? get_float(buckets, NAME_TOTAL) : -1;
-    return well && !PyErr_Occurred() && set(buckets, NAME_TOTAL, PyFloat_FromDouble(total + value));
-}
-
-/* End what began then: see `Activity` in zkv/activity.py. */
-static int end_activity(PyObject *activity, double began, double ended)
-{
-    if (ended - began < get_float(activity, NAME_LEAST))
-        return set(activity, NAME_SINCE, Py_NewRef(Py_None));
-    PyObject *now = PyErr_Occurred() ? NULL : PyFloat_FromDouble(ended);
-    int well = now != NULL && call(activity, NAME_END, now);
-    Py_XDECREF(now);
-    return well;
 }
 
 /* --- A commit. `_io` is held ------------------------------------------------------------------- */
@@ -302,16 +260,15 @@ static int call_system(Wal *self, output *out)
  * exception, if it fails. */
 static double use_disk(Wal *self, output *out)
 {
-    PyObject *type, *error, *trace, *activity = self->objects[ON_DISK];
+    PyObject *type, *error, *trace;
+    Activity *activity = (Activity *)self->objects[ON_DISK];
     double began = clock_now();
-    int well = set(activity, NAME_SINCE, PyFloat_FromDouble(began)) &&
-               (self->direct ? call_system(self, out) : call_files(self, out));
+    activity_begin(activity, began);
+    int well = self->direct ? call_system(self, out) : call_files(self, out);
     double ended = clock_now();
     PyErr_Fetch(&type, &error, &trace);
-    if (!end_activity(activity, began, ended)) { /* There is no memory to note how long it took. */
-        PyErr_Clear();
-        set(activity, NAME_SINCE, Py_NewRef(Py_None));
-    }
+    if (!activity_end(activity, ended))
+        PyErr_Clear(); /* There is no memory to note how long it took. */
     PyErr_Restore(type, error, trace);
     return well ? ended - began : -1;
 }
@@ -392,8 +349,18 @@ static int sync_written(Wal *self)
     self->durable_lsn = lsn;
     self->durable_bytes = bytes;
     note_safe(self);
-    return count(self->objects[SYNC_TIMES], step_of(took), took) &&
-           count(self->objects[COMMITS_PER_SYNC], bits_of((uint64_t)commits), (double)commits);
+    buckets_add((Buckets *)self->objects[SYNC_TIMES], step_of(took), took);
+    buckets_add((Buckets *)self->objects[COMMITS_PER_SYNC], bits_of((uint64_t)commits),
+                (double)commits);
+    return 1;
+}
+
+/* 1 if what is counted with each commit is in C. */
+static int counts_in_c(const Wal *self)
+{
+    return PyObject_TypeCheck(self->objects[ON_DISK], activity_type) &&
+           PyObject_TypeCheck(self->objects[SYNC_TIMES], buckets_type) &&
+           PyObject_TypeCheck(self->objects[COMMITS_PER_SYNC], buckets_type);
 }
 
 /* 1 if a commit is usual: see the top. */
@@ -401,7 +368,7 @@ static int is_usual(const Wal *self, int durable)
 {
     int is_full = self->offset >= self->segment_bytes && self->written_rev >= self->first_rev;
     int writes = self->last_lsn > self->written_lsn;
-    return self->usual && self->takes_commits &&
+    return self->usual && self->takes_commits && counts_in_c(self) &&
            (!durable || self->sync_seconds < self->quick_sync_seconds) &&
            (!writes || (!is_full && PyObject_Size(self->objects[QUEUE]) > 0));
 }

@@ -7,7 +7,7 @@
 
 /* The names of attributes and methods, as interned texts. */
 enum known_name {
-    NAME_SINCE, NAME_LEAST, NAME_END, NAME_COUNTS, NAME_TOTAL, NAME_ACQUIRE, NAME_RELEASE,
+    NAME_END, NAME_ACQUIRE, NAME_RELEASE,
     NAME_WRITE, NAME_SYNC, NAME_FAIL_WRITE, NAME_FAIL_SYNC, NAME_APPEND, NAME_POPLEFT, NAME_LSN,
     NAME_LISTENERS, NAME_REPLY, NAME_MOVE_TO_END, KNOWN_NAMES
 };
@@ -16,6 +16,29 @@ extern PyObject *known_names[KNOWN_NAMES];
 int begin_names(void); /* once, before all below; 0, with an exception, if there is no memory */
 
 PyObject *take_exception(void); /* the one that there is, as an object */
+
+/* --- What is counted: figures.c ---------------------------------------------------------------- */
+
+/* See zkv/figures.py. */
+typedef struct {
+    PyObject_HEAD
+    long long counts[STEPS];
+    double total;
+} Buckets;
+
+/* See zkv/activity.py. */
+typedef struct {
+    PyObject_HEAD
+    double since, least;
+    char on; /* else `since` is None */
+} Activity;
+
+extern PyType_Spec buckets_spec, activity_spec;
+extern PyTypeObject *buckets_type, *activity_type;
+
+void buckets_add(Buckets *, int step, double value);
+void activity_begin(Activity *, double now);
+int activity_end(Activity *, double now); /* 0, with an exception, if there is no memory */
 
 /* --- The write-ahead log: wal.c --------------------------------------------------------------- */
 

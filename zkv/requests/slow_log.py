@@ -47,7 +47,7 @@ KEPT_OF_A_KEY: Final = 256
 
 
 Told = tuple[str, str | int | None, str | None]
-"""What is told of a request: its op, its key or its number of keys, and its trace."""
+"""The op of a request, its key or its number of keys, and its trace."""
 
 
 def told(request: AnyRequest) -> Told:
