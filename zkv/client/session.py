@@ -78,17 +78,29 @@ class WriteSessions:
 
     def take(self) -> tuple[WriteSession, int]:
         """Take session and number for one write; give them back once it is no longer repeated."""
-        session = self._with_room()
+        sessions = self._sessions
+        try:
+            session = sessions.pop()
+        except IndexError:  # Other threads own all of them.
+            session = WriteSession(self._name())
+        else:
+            if session.in_flight and not session.has_room():
+                session = self._with_room(session)
         seq = session.take()
-        self._sessions.append(session)
+        sessions.append(session)
         return session, seq
 
     def give_back(self, session: WriteSession, seq: int) -> None:
         """Give back the number of a write that has been answered or given up."""
         del session.in_flight[seq]
 
-    def _with_room(self) -> WriteSession:
-        """Return a session that has room and that no other thread owns at this moment."""
+    def _with_room(self, full: WriteSession) -> WriteSession:
+        """Return a session that has room and that no other thread owns at this moment.
+
+        Args:
+            full: the one that was to be used next; it is given back.
+        """
+        self._sessions.appendleft(full)
         for _ in range(len(self._sessions)):
             try:
                 session = self._sessions.pop()
