@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NEAR_ENTRIES = 1 << 16 }; /* a table of so many may well fit into the processor's caches */
+enum { NEAR_ENTRIES = 1 << 11 }; /* a table of so many may well be in the nearest caches */
 enum { SMALL_BODY = 512, MOST_AHEAD = 64 }; /* bytes; requests */
 enum { NEAR = 16, FAR = 32 }; /* steps ahead whose records, and whose buckets, are prefetched */
 enum { HOOK_STEPS = 8 }; /* A call of Python takes as long as so many steps. */
