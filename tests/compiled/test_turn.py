@@ -5,6 +5,7 @@ What the front answers is compared with Python's commands by all tests in tests/
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from zkv import compiled
 from zkv.broker.front import FrontHandler
 from zkv.broker.waiting import Answered
 from zkv.errors import ReadOnly
+from zkv.replication.role import Role
 from zkv.requests.account import Account
 from zkv.requests.batch import Batch
 from zkv.requests.lane import open_lane
@@ -31,8 +33,8 @@ pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="zkv was installed
 class Front:
     """The front's handler, and what a turn has left to Python."""
 
-    def __init__(self, store: DurableStore) -> None:
-        node = store.node
+    def __init__(self, store: DurableStore, role: Role | None = None) -> None:
+        node = store.node if role is None else dataclasses.replace(store.node, role=role)
         self.engine: SteppedEngine = store.engine
         self.role = node.role
         self.account = Account()
@@ -145,6 +147,32 @@ def test_nothing_runs_while_the_lock_is_held_or_others_lead(front: Front) -> Non
     front.role.leads = front.stopping.begun = True
     answered = front.answer(GET)
     assert (front.left, answered and answered.left) == ([(False, None)], [0])
+
+
+class Held(Role):
+    """A role that has to be asked, as that of a member with a lease."""
+
+    held = True
+
+    @property
+    def leads(self) -> bool:
+        return self.held
+
+    @leads.setter
+    def leads(self, leads: bool) -> None:
+        pass
+
+
+def test_a_role_that_has_to_be_asked_is_asked_in_each_turn(store: DurableStore) -> None:
+    role = Held()
+    front = Front(store, role)
+    store.call("PUT", key="k", value=1)
+    assert (front.answer(GET), front.left) == (None, [])
+    role.held = False
+    answered = front.answer(GET)
+    assert (front.left, answered and answered.left) == ([(False, None)], [0])
+    role.held = True
+    assert (front.answer(GET), front.left) == (None, [])
 
 
 def test_requests_that_are_left_and_lines_of_the_log_take_python(front: Front) -> None:

@@ -715,8 +715,8 @@ WAITING: Final = [
     Mutant(
         "a turn runs requests while the server stops",
         TURN,
-        "if (self->stopping->on || !self->role->on)",
-        "if (!self->role->on)",
+        "if (self->stopping->on || !leads)",
+        "if (!leads)",
         ("tests/compiled/test_turn.py",),
     ),
     Mutant(

@@ -23,7 +23,8 @@ enum use {
 
 /* The attributes that it reads, and the methods that it calls. */
 enum name {
-    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN, NAMES
+    EPOCH, SAFE_REV, LAST_LSN, CONFIRMS_READS, LEADS, TAKES_RUNS, ROOM, ADD_RUN, COMMIT, EXPLAIN,
+    NAMES
 };
 
 static const char *const texts[NAMES] = {
@@ -31,6 +32,7 @@ static const char *const texts[NAMES] = {
     [SAFE_REV] = "safe_rev",
     [LAST_LSN] = "last_lsn",
     [CONFIRMS_READS] = "confirms_reads",
+    [LEADS] = "leads",
     [TAKES_RUNS] = "takes_runs",
     [ROOM] = "room",
     [ADD_RUN] = "add_run",
@@ -45,7 +47,8 @@ typedef struct {
     PyObject *uses[USES], *names[NAMES];
     Keyspace *keyspace;
     Wal *wal;     /* the log, if it is one of files; else NULL */
-    const Switch *stopping, *role, *account;
+    const Switch *stopping, *account;
+    const Switch *role; /* NULL if it has to be asked whether it leads */
     const SlowLog *slow;
     const Activity *writing; /* NULL if no snapshot is ever written */
     const Clock *clock; /* NULL if it is another one than that of zkv/clock.py */
@@ -288,9 +291,10 @@ static PyObject *turn_answer(Turn *self, PyObject *batch)
     r.batch = (Batch *)batch;
     int64_t epoch = read_epoch(self);
     r.logs = self->account->on;
+    int leads = self->role != NULL ? self->role->on : read_flag(self, ROLE, LEADS);
     if (PyErr_Occurred())
         return NULL;
-    if (self->stopping->on || !self->role->on)
+    if (self->stopping->on || !leads)
         return finish(self, batch, NULL, epoch, 0, NULL);
     int locked = call_flag(self, ACQUIRE, Py_False);
     if (locked <= 0)
@@ -332,6 +336,17 @@ static void turn_dealloc(Turn *self)
     Py_DECREF(type);
 }
 
+/* 1 if an object has an attribute where its base in C has it: its class has no property for it. */
+static int keeps(PyObject *object, PyTypeObject *base, PyObject *name)
+{
+    PyObject *one = PyObject_GetAttr((PyObject *)Py_TYPE(object), name);
+    PyObject *other = one == NULL ? NULL : PyObject_GetAttr((PyObject *)base, name);
+    int keeps = one != NULL && one == other;
+    Py_XDECREF(one);
+    Py_XDECREF(other);
+    return keeps;
+}
+
 static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"lane", "latencies", "keyspace", "log", "stopping", "role", "account",
@@ -356,8 +371,11 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->secures = secures;
     self->keyspace = (Keyspace *)uses[KEYSPACE];
     self->wal = PyObject_TypeCheck(uses[LOG], wal_type) ? (Wal *)uses[LOG] : NULL;
+    for (int i = 0; i < NAMES; i++)
+        if ((self->names[i] = PyUnicode_InternFromString(texts[i])) == NULL)
+            return Py_DECREF(self), NULL;
     self->stopping = (Switch *)uses[STOPPING];
-    self->role = (Switch *)uses[ROLE];
+    self->role = keeps(uses[ROLE], role_type, self->names[LEADS]) ? (Switch *)uses[ROLE] : NULL;
     self->account = (Switch *)uses[ACCOUNT];
     self->slow = (SlowLog *)uses[SLOW];
     self->writing =
@@ -365,9 +383,6 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     self->clock = PyObject_TypeCheck(uses[NOW], clock_type) ? (Clock *)uses[NOW] : NULL;
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);
-    for (int i = 0; i < NAMES; i++)
-        if ((self->names[i] = PyUnicode_InternFromString(texts[i])) == NULL)
-            return Py_DECREF(self), NULL;
     return (PyObject *)self;
 }
 
