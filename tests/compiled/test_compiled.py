@@ -251,6 +251,25 @@ def test_a_lane_logs_what_the_commands_log(batches: list[list[bytes]]) -> None:
         plain.close()
 
 
+def test_a_silent_session_is_forgotten_whatever_the_order_of_sessions() -> None:
+    """A start does not order them by their last use: a snapshot takes its time."""
+    clock = FakeClock()
+    fast, plain = MemoryStore(clock, session_ttl=10.0), PureMemoryStore(clock, session_ttl=10.0)
+    known = [(1, b"digest..", b"reply", 0)]
+    for store in (fast, plain):
+        sessions = store._keyspace.sessions
+        sessions.restore(("early", clock.time + 5_000, known))
+        sessions.restore(("late", clock.time - 9_000, known))
+        store.ok("PUT", key="k", value=0, session="s", seq=1)
+    clock.advance(2_000)
+    for store in (fast, plain):
+        store.ok("PUT", key="k", value=1, session="late", seq=2)
+        store.ok("PUT", key="k", value=1, session="early", seq=2)
+        sessions = store._keyspace.sessions
+        assert sorted(sessions._sessions["late"].replies) == [2]
+    assert everything(fast) == everything(plain)
+
+
 def check_counts(store: MemoryStore, user: User | None) -> None:
     """A store counts the bytes that it holds."""
     if user is None or user.quota is None:

@@ -26,6 +26,7 @@ from zkv.replication.role import Role
 from zkv.requests.account import Account
 from zkv.requests.batch import Batch
 from zkv.requests.lane import open_lane
+from zkv.requests.stopping import Stopping
 
 pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="zkv was installed without C")
 
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.skipif(not compiled.COMPILED, reason="zkv was installed
 class Front:
     """The front's handler, and what a turn has left to Python."""
 
-    def __init__(self, store: DurableStore, role: Role | None = None) -> None:
-        node = store.node if role is None else dataclasses.replace(store.node, role=role)
+    def __init__(self, store: DurableStore, **other: Any) -> None:
+        node = dataclasses.replace(store.node, **other)
         self.engine: SteppedEngine = store.engine
         self.role = node.role
         self.account = Account()
@@ -165,7 +166,7 @@ class Held(Role):
 
 def test_a_role_that_has_to_be_asked_is_asked_in_each_turn(store: DurableStore) -> None:
     role = Held()
-    front = Front(store, role)
+    front = Front(store, role=role)
     store.call("PUT", key="k", value=1)
     assert (front.answer(GET), front.left) == (None, [])
     role.held = False
@@ -173,6 +174,17 @@ def test_a_role_that_has_to_be_asked_is_asked_in_each_turn(store: DurableStore) 
     assert (front.left, answered and answered.left) == ([(False, None)], [0])
     role.held = True
     assert (front.answer(GET), front.left) == (None, [])
+
+
+class Begun(Stopping):
+    """A stop that has a property in place of the attribute."""
+
+    begun = property(lambda self: True, lambda self, begun: None)
+
+
+def test_a_turn_is_not_made_of_what_is_not_in_c(store: DurableStore) -> None:
+    with pytest.raises(TypeError, match="not in C"):
+        Front(store, stopping=Begun())
 
 
 def test_requests_that_are_left_and_lines_of_the_log_take_python(front: Front) -> None:
@@ -198,7 +210,7 @@ def test_an_attribute_that_cannot_be_read_fails_the_batch_and_frees_the_lock(
 def test_a_handler_that_nobody_has_any_more_is_collected(front: Front) -> None:
     """It and its turn refer to each other."""
     handler = weakref.ref(front.handler)
-    front.handler = None  # type: ignore[assignment]
+    front.handler = None
     gc.collect()
     assert handler() is None
 

@@ -394,7 +394,8 @@ static PyObject *batch_summary(Batch *self, PyObject *place)
             : PyUnicode_FromStringAndSize((const char *)of->body + of->trace_at,
                                           (Py_ssize_t)of->trace_size);
     return trace == NULL ? NULL
-                         : Py_BuildValue("(snN)", op_name(of->op), (Py_ssize_t)of->keys, trace);
+                         : Py_BuildValue("(snNn)", op_name(of->op), (Py_ssize_t)of->keys, trace,
+                                         (Py_ssize_t)of->size);
 }
 
 /* --- The type --------------------------------------------------------------------------------- */

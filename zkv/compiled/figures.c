@@ -13,7 +13,7 @@ PyTypeObject *buckets_type, *activity_type;
 
 void buckets_add(Buckets *self, int step, double value)
 {
-    self->counts[step]++;
+    self->counts[step < STEPS ? step : STEPS - 1]++;
     self->total += value;
 }
 

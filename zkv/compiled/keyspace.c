@@ -107,7 +107,7 @@ static PyMemberDef keyspace_members[] = {
     OBJECT("_remembered_in_run", OF_REMEMBERED),
     OBJECT("_undo", OF_UNDOS),
     OBJECT("history", OF_HISTORY),
-    OBJECT("sessions", OF_SESSIONS),
+    OBJECT("sessions", OF_SESSIONS), /* The lane trusts that it stays. */
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -821,7 +821,8 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
                                      &forget_deadline, &notify_watchers, &watchers, &may_run,
                                      &remember))
         return NULL;
-    if (!PyObject_TypeCheck(((Keyspace *)keyspace)->objects[OF_SESSIONS], sessions_type))
+    PyObject *sessions = ((Keyspace *)keyspace)->objects[OF_SESSIONS];
+    if (sessions == NULL || !PyObject_TypeCheck(sessions, sessions_type))
         return PyErr_Format(PyExc_TypeError, "the keyspace's sessions are none in C");
     Lane *self = (Lane *)PyType_GenericAlloc(type, 0);
     if (self == NULL)

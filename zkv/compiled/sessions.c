@@ -5,8 +5,9 @@
  * a repeat, a session of a user, a large reply, too little capacity, silent sessions to forget) is
  * left to the hooks of the keyspace before anything was done.
  *
- * Invariants: Python's lock and the keyspace's are held; so a session that was found stays. Nothing
- * has changed if there was no memory for a reply. */
+ * Invariants: Python's lock and the keyspace's are held; so a session that was found stays. If there
+ * was no memory for a reply, at most the order of the sessions has changed, as by any request that
+ * Python looks up. */
 
 #include "writes.h"
 
@@ -30,7 +31,7 @@ ClientSession *sessions_next(const Sessions *self, PyObject *name, uint64_t seq,
         return PyErr_Clear(), NULL;
     ClientSession *session = (ClientSession *)found;
     int usual = seq == session->newest + 1 && session->share == Py_None &&
-                now < self->look_at && size <= SMALL_REPLY &&
+                now - session->used < self->ttl && now < self->look_at && size <= SMALL_REPLY &&
                 self->bytes + SMALL_REPLY + REPLY_OVERHEAD <= self->most_bytes;
     return usual ? session : NULL;
 }
@@ -112,7 +113,7 @@ int sessions_remember(Sessions *self, ClientSession *session, PyObject *name, co
                move_to_end(self, name) && put(session, seq, known, &gone, windows, window);
     if (well) {
         session->newest++;
-        session->used = session->used > what->now ? session->used : what->now;
+        session->used = what->now; /* as `recall` sets it */
         self->replies += gone.known == NULL;
         self->bytes += counted_size((size_t)PyBytes_Size(what->reply)) - gone.size;
     }
@@ -203,6 +204,7 @@ static void sessions_dealloc(Sessions *self)
 
 static PyMemberDef sessions_members[] = {
     NUMBER("_window", window),
+    NUMBER("_ttl", ttl),
     NUMBER("_most_bytes", most_bytes),
     NUMBER("_replies", replies),
     NUMBER("_bytes", bytes),

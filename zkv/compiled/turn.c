@@ -337,14 +337,28 @@ static void turn_dealloc(Turn *self)
 }
 
 /* 1 if an object has an attribute where its base in C has it: its class has no property for it. */
-static int keeps(PyObject *object, PyTypeObject *base, PyObject *name)
+static int keeps(PyObject *object, PyTypeObject *base, const char *name)
 {
-    PyObject *one = PyObject_GetAttr((PyObject *)Py_TYPE(object), name);
-    PyObject *other = one == NULL ? NULL : PyObject_GetAttr((PyObject *)base, name);
+    if (!PyObject_TypeCheck(object, base))
+        return 0;
+    PyObject *one = PyObject_GetAttrString((PyObject *)Py_TYPE(object), name);
+    PyObject *other = one == NULL ? NULL : PyObject_GetAttrString((PyObject *)base, name);
     int keeps = one != NULL && one == other;
     Py_XDECREF(one);
     Py_XDECREF(other);
+    PyErr_Clear();
     return keeps;
+}
+
+/* 1 if all that a turn reads in C is there. */
+static int are_in_c(PyObject *const *uses)
+{
+    PyObject *history = ((Keyspace *)uses[KEYSPACE])->objects[OF_HISTORY];
+    return history != NULL && PyObject_TypeCheck(history, history_type) &&
+           keeps(uses[STOPPING], stopping_type, "begun") &&
+           keeps(uses[ACCOUNT], account_type, "logs_requests") &&
+           keeps(uses[SLOW], slow_log_type, "threshold") &&
+           (uses[WRITING] == Py_None || keeps(uses[WRITING], activity_type, "since"));
 }
 
 static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
@@ -355,14 +369,13 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     PyObject *lane, *latencies, *uses[USES];
     int secures;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O!O!O!OO!O!O!O!OOOOOOp", names, lane_type, &lane, latencies_type,
-            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], stopping_type, &uses[STOPPING],
-            role_type, &uses[ROLE], account_type, &uses[ACCOUNT], slow_log_type, &uses[SLOW],
-            &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH], &uses[UNDO], &uses[WRITING],
-            &secures))
+            arguments, keywords, "O!O!O!OOOOOOOOOOOp", names, lane_type, &lane, latencies_type,
+            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], &uses[STOPPING], &uses[ROLE],
+            &uses[ACCOUNT], &uses[SLOW], &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH],
+            &uses[UNDO], &uses[WRITING], &secures))
         return NULL;
-    if (!PyObject_TypeCheck(((Keyspace *)uses[KEYSPACE])->objects[OF_HISTORY], history_type))
-        return PyErr_Format(PyExc_TypeError, "the keyspace's history is none in C");
+    if (!are_in_c(uses))
+        return PyErr_Format(PyExc_TypeError, "something that a turn reads is not in C");
     Turn *self = (Turn *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -375,12 +388,11 @@ static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *key
         if ((self->names[i] = PyUnicode_InternFromString(texts[i])) == NULL)
             return Py_DECREF(self), NULL;
     self->stopping = (Switch *)uses[STOPPING];
-    self->role = keeps(uses[ROLE], role_type, self->names[LEADS]) ? (Switch *)uses[ROLE] : NULL;
+    self->role = keeps(uses[ROLE], role_type, "leads") ? (Switch *)uses[ROLE] : NULL;
     self->account = (Switch *)uses[ACCOUNT];
     self->slow = (SlowLog *)uses[SLOW];
-    self->writing =
-        PyObject_TypeCheck(uses[WRITING], activity_type) ? (Activity *)uses[WRITING] : NULL;
-    self->clock = PyObject_TypeCheck(uses[NOW], clock_type) ? (Clock *)uses[NOW] : NULL;
+    self->writing = uses[WRITING] == Py_None ? NULL : (Activity *)uses[WRITING];
+    self->clock = keeps(uses[NOW], clock_type, "base") ? (Clock *)uses[NOW] : NULL;
     for (int i = 0; i < USES; i++)
         self->uses[i] = Py_NewRef(uses[i]);
     return (PyObject *)self;

@@ -104,7 +104,7 @@ enum sessions_object { OF_NAMES, OF_REMEMBERED_TYPE, OF_WINDOW_TYPE, SESSIONS_OB
 /* What usual requests need of a `Sessions`. */
 typedef struct {
     PyObject_HEAD
-    long long window, most_bytes, replies, bytes, look_at;
+    long long window, ttl, most_bytes, replies, bytes, look_at;
     PyObject *objects[SESSIONS_OBJECTS];
 } Sessions;
 

@@ -152,8 +152,8 @@ class Batch(Protocol):
     def answered(self, up_to: int, /) -> list[Answer]:
         """Return the log records of the lane's answers that reveal no later revision than this."""
 
-    def summary(self, place: int, /) -> tuple[str, int, str | None] | None:
-        """Return op, number of keys and trace of a request that the lane has answered.
+    def summary(self, place: int, /) -> tuple[str, int, str | None, int] | None:
+        """Return op, number of keys, trace and size of a request that the lane has answered.
 
         None if it has one key: then it is small, but for its value.
         """
@@ -291,7 +291,7 @@ class PythonBatch:
         """See `Batch`."""
         return []
 
-    def summary(self, place: int, /) -> tuple[str, int, str | None] | None:
+    def summary(self, place: int, /) -> tuple[str, int, str | None, int] | None:
         """See `Batch`."""
         return None
 

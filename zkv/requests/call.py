@@ -249,7 +249,9 @@ class Caller:
         slow = self._account.slow
         if finished - call.arrived >= slow.threshold:
             own = self._account.activity
-            slow.add(told(request), call.bytes_in, marks, finished, call.batch, own, call.user)
+            with contextlib.suppress(MemoryError):  # The reply matters more.
+                of = told(request, call.bytes_in)
+                slow.add(of, marks, finished, call.batch, own, call.user)
         return add_field(body, marks.timing(finished).packed()) if request.timing else body
 
     def flush(self) -> None:

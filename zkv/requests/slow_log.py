@@ -46,13 +46,13 @@ KEPT_OF_A_KEY: Final = 256
 """Characters of a key that an entry has, at most."""
 
 
-Told = tuple[str, str | int | None, str | None]
-"""The op of a request, its key or its number of keys, and its trace."""
+Told = tuple[str, str | int | None, str | None, int]
+"""The op of a request, its key or its number of keys, its trace, and the size of its body."""
 
 
-def told(request: AnyRequest) -> Told:
-    """Return what is told of a request."""
-    return OP_NAMES[type(request)], request.subject(), request.trace
+def told(request: AnyRequest, size: int) -> Told:
+    """Return what is told of a request whose body has ``size`` bytes."""
+    return OP_NAMES[type(request)], request.subject(), request.trace, size
 
 
 class Timing(Struct, frozen=True):
@@ -203,40 +203,37 @@ class SlowLog(_Base):
     def add(
         self,
         of: Told,
-        size: int,
         marks: Marks,
         finished: float,
         batch: int,
         own: Activity | None = None,
         user: User | None = None,
     ) -> None:
-        """Add a request.
+        """Add a request. Raises MemoryError.
 
         Args:
-            of: its op, its key or number of keys, and its trace.
-            size: size of its body.
+            of: what is told of it.
             marks: its times.
             finished: when its reply was made.
             batch: number of requests that ran together.
             own: the activity of the thread that ran it.
             user: whose it was; None = users are not known.
         """
-        op, subject, trace = of
-        with contextlib.suppress(MemoryError):  # The reply matters more.
-            entry = SlowEntry(
-                time=int(time.time() * 1000),
-                user=None if user is None else user.name,
-                op=op,
-                key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
-                keys=subject if isinstance(subject, int) else UNSET,
-                bytes=size,
-                timing=marks.timing(finished),
-                batch=batch,
-                beside=self._activities.beside(marks.arrived, finished, own, marks.started),
-                trace=trace,
-            )
-            with self._lock:
-                self._keep(entry)
+        op, subject, trace, size = of
+        entry = SlowEntry(
+            time=int(time.time() * 1000),
+            user=None if user is None else user.name,
+            op=op,
+            key=subject[:KEPT_OF_A_KEY] if isinstance(subject, str) else UNSET,
+            keys=subject if isinstance(subject, int) else UNSET,
+            bytes=size,
+            timing=marks.timing(finished),
+            batch=batch,
+            beside=self._activities.beside(marks.arrived, finished, own, marks.started),
+            trace=trace,
+        )
+        with self._lock:
+            self._keep(entry)
 
     def _keep(self, entry: SlowEntry) -> None:
         """Keep an entry, and count it in its minute. Lock held."""
@@ -262,10 +259,12 @@ class SlowLog(_Base):
         """Add requests that the lane has answered, as far as they are slow; see `add`."""
         slow = [each for each in places if finished - batch.arrived(each) >= self.threshold]
         for place in slow[:KEPT_OF_A_BATCH]:
-            body = batch[place]
-            if not isinstance(body, bytes):
-                continue  # There is no memory for it.
             with contextlib.suppress(MemoryError):
-                of = batch.summary(place) or told(decode(body))
+                of: Told | None = batch.summary(place)
+                if of is None:
+                    body = batch[place]
+                    if not isinstance(body, bytes):
+                        continue  # There is no memory for it.
+                    of = told(decode(body), len(body))
                 times, user = marks.of(batch, place), batch.user(place)
-                self.add(of, len(body), times, finished, len(batch), own, user)
+                self.add(of, times, finished, len(batch), own, user)
