@@ -210,7 +210,7 @@ def test_an_attribute_that_cannot_be_read_fails_the_batch_and_frees_the_lock(
 def test_a_handler_that_nobody_has_any_more_is_collected(front: Front) -> None:
     """It and its turn refer to each other."""
     handler = weakref.ref(front.handler)
-    front.handler = None
+    front.handler = None  # type: ignore[assignment]
     gc.collect()
     assert handler() is None
 

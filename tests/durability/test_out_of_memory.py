@@ -57,6 +57,7 @@ def must_have(client: Raw, count: int, size: int) -> None:
 def filled(tmp_path: Path, more: int, size: int) -> Iterator[tuple[ServerProcess, Raw, int]]:
     """A server without memory for another value, and how many it has."""
     config = "[limits]\nhistory_bytes = 1_000_000\n[log]\nrequests = false\n"
+    config += "[durability]\nsnapshot_interval = 3600.0\n"  # None but those that a test asks for.
     with ServerProcess(tmp_path, config=config) as server, Raw(server.endpoint) as client:
         client.ok(op="PUT", key="first", value=1)
         limit_memory(server, more * MEGABYTE)

@@ -457,7 +457,7 @@ def test_codes_of_the_server_as_statuses(tmp_path: Path) -> None:
     limits = {"max_memory": 1_048_576}
     with (
         ServerInProcess(tmp_path / "data", limits=limits) as server,
-        ConsoleInProcess(server.endpoint, timeout=1.0) as console,
+        ConsoleInProcess(server.endpoint, timeout=3.0) as console,
     ):
         full = console.put("a", '"' + "x" * 2_000_000 + '"')
         assert (full.status, full.json["code"], full.json["retry"]) == (507, "FULL", True)
