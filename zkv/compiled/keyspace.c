@@ -71,29 +71,7 @@ void keyspace_add_run(Keyspace *self, Wal *wal, const run *r, PyObject *undo)
 
 /* --- The type ---------------------------------------------------------------------------------- */
 
-static int keyspace_traverse(Keyspace *self, visitproc visit, void *arg) /* as Py_VISIT names them */
-{
-    Py_VISIT(Py_TYPE((PyObject *)self));
-    for (int i = 0; i < KEYSPACE_OBJECTS; i++)
-        Py_VISIT(self->objects[i]);
-    return 0;
-}
-
-static int keyspace_clear(Keyspace *self)
-{
-    for (int i = 0; i < KEYSPACE_OBJECTS; i++)
-        Py_CLEAR(self->objects[i]);
-    return 0;
-}
-
-static void keyspace_dealloc(Keyspace *self)
-{
-    PyTypeObject *type = Py_TYPE((PyObject *)self);
-    PyObject_GC_UnTrack(self);
-    keyspace_clear(self);
-    PyObject_GC_Del(self);
-    Py_DECREF(type);
-}
+KEEPS_OBJECTS(keyspace, Keyspace)
 
 #define OBJECT(name, index)                                                                        \
     {name, T_OBJECT_EX, offsetof(Keyspace, objects) + (index) * sizeof(PyObject *), 0, NULL}

@@ -174,29 +174,7 @@ PyType_Spec session_spec = {
     .slots = session_slots,
 };
 
-static int sessions_traverse(Sessions *self, visitproc visit, void *arg) /* as Py_VISIT names them */
-{
-    Py_VISIT(Py_TYPE((PyObject *)self));
-    for (int i = 0; i < SESSIONS_OBJECTS; i++)
-        Py_VISIT(self->objects[i]);
-    return 0;
-}
-
-static int sessions_clear(Sessions *self)
-{
-    for (int i = 0; i < SESSIONS_OBJECTS; i++)
-        Py_CLEAR(self->objects[i]);
-    return 0;
-}
-
-static void sessions_dealloc(Sessions *self)
-{
-    PyTypeObject *type = Py_TYPE((PyObject *)self);
-    PyObject_GC_UnTrack(self);
-    sessions_clear(self);
-    PyObject_GC_Del(self);
-    Py_DECREF(type);
-}
+KEEPS_OBJECTS(sessions, Sessions)
 
 #define NUMBER(name, member) {name, T_LONGLONG, offsetof(Sessions, member), 0, NULL}
 #define OBJECT(name, index)                                                                        \

@@ -441,29 +441,7 @@ int wal_commit(Wal *self, int durable)
 
 /* --- The type ---------------------------------------------------------------------------------- */
 
-static int wal_traverse(Wal *self, visitproc visit, void *arg) /* as Py_VISIT names them */
-{
-    Py_VISIT(Py_TYPE((PyObject *)self));
-    for (int i = 0; i < WAL_OBJECTS; i++)
-        Py_VISIT(self->objects[i]);
-    return 0;
-}
-
-static int wal_clear(Wal *self)
-{
-    for (int i = 0; i < WAL_OBJECTS; i++)
-        Py_CLEAR(self->objects[i]);
-    return 0;
-}
-
-static void wal_dealloc(Wal *self)
-{
-    PyTypeObject *type = Py_TYPE((PyObject *)self);
-    PyObject_GC_UnTrack(self);
-    wal_clear(self);
-    PyObject_GC_Del(self);
-    Py_DECREF(type);
-}
+KEEPS_OBJECTS(wal, Wal)
 
 #define NUMBER(name, member) {name, T_LONGLONG, offsetof(Wal, member), 0, NULL}
 #define OBJECT(name, index)                                                                        \

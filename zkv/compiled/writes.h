@@ -17,6 +17,33 @@ int begin_names(void); /* once, before all below; 0, with an exception, if there
 
 PyObject *take_exception(void); /* the one that there is, as an object */
 
+/* The functions that a type with an array `objects` of references needs: `prefix`_traverse, _clear and
+ * _dealloc. */
+#define KEEPS_OBJECTS(prefix, Struct)                                                              \
+    static int prefix##_traverse(Struct *self, visitproc visit, void *arg) /* for Py_VISIT */      \
+    {                                                                                              \
+        Py_VISIT(Py_TYPE((PyObject *)self));                                                       \
+        for (size_t i = 0; i < sizeof self->objects / sizeof *self->objects; i++)                  \
+            Py_VISIT(self->objects[i]);                                                            \
+        return 0;                                                                                  \
+    }                                                                                              \
+                                                                                                   \
+    static int prefix##_clear(Struct *self)                                                        \
+    {                                                                                              \
+        for (size_t i = 0; i < sizeof self->objects / sizeof *self->objects; i++)                  \
+            Py_CLEAR(self->objects[i]);                                                            \
+        return 0;                                                                                  \
+    }                                                                                              \
+                                                                                                   \
+    static void prefix##_dealloc(Struct *self)                                                     \
+    {                                                                                              \
+        PyTypeObject *type = Py_TYPE((PyObject *)self);                                            \
+        PyObject_GC_UnTrack(self);                                                                 \
+        prefix##_clear(self);                                                                      \
+        PyObject_GC_Del(self);                                                                     \
+        Py_DECREF(type);                                                                           \
+    }
+
 /* --- What is counted: figures.c ---------------------------------------------------------------- */
 
 /* See zkv/figures.py. */
