@@ -170,9 +170,8 @@ class Turn(Generic[A]):
     """See `zkv.broker.front.FrontHandler`.
 
     Args:
-        lane: runs the requests of a batch.
+        lane: runs the requests of a batch, on its keyspace.
         latencies: counts those that it answers.
-        keyspace: the keyspace.
         log: the log. What is in `WalBase` is read there.
         stopping: whether new requests must be refused.
         role: the role.
@@ -194,7 +193,6 @@ class Turn(Generic[A]):
         *,
         lane: Lane,
         latencies: Latencies,
-        keyspace: Keyspace,
         log: CommitLog,
         stopping: Stopping,
         role: Role,

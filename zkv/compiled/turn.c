@@ -363,17 +363,18 @@ static int are_in_c(PyObject *const *uses)
 
 static PyObject *turn_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"lane", "latencies", "keyspace", "log", "stopping", "role", "account",
-                            "slow", "acquire", "release", "now", "finish", "undo", "writing",
-                            "secures", NULL};
+    static char *names[] = {"lane", "latencies", "log", "stopping", "role", "account", "slow",
+                            "acquire", "release", "now", "finish", "undo", "writing", "secures",
+                            NULL};
     PyObject *lane, *latencies, *uses[USES];
     int secures;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O!O!O!OOOOOOOOOOOp", names, lane_type, &lane, latencies_type,
-            &latencies, keyspace_type, &uses[KEYSPACE], &uses[LOG], &uses[STOPPING], &uses[ROLE],
-            &uses[ACCOUNT], &uses[SLOW], &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH],
-            &uses[UNDO], &uses[WRITING], &secures))
+            arguments, keywords, "O!O!OOOOOOOOOOOp", names, lane_type, &lane, latencies_type,
+            &latencies, &uses[LOG], &uses[STOPPING], &uses[ROLE], &uses[ACCOUNT], &uses[SLOW],
+            &uses[ACQUIRE], &uses[RELEASE], &uses[NOW], &uses[FINISH], &uses[UNDO], &uses[WRITING],
+            &secures))
         return NULL;
+    uses[KEYSPACE] = (PyObject *)((Lane *)lane)->keyspace;
     if (!are_in_c(uses))
         return PyErr_Format(PyExc_TypeError, "something that a turn reads is not in C");
     Turn *self = (Turn *)PyType_GenericAlloc(type, 0);

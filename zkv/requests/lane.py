@@ -162,7 +162,6 @@ class Lane(_Lane):
         return compiled.store.Turn(
             lane=self._compiled,
             latencies=latencies,
-            keyspace=keyspace,
             log=log,
             role=role,
             account=account,
