@@ -161,16 +161,17 @@ def test_the_log_stays_within_its_bound(tmp_path: Path, connect: Connect) -> Non
     (tmp_path / "zkv.toml").write_text(settings)
     words = ["--keys", "4000", "--writes", "0", "--config", "zkv.toml"]
     expected = estimate(*words, cwd=tmp_path)["disk"]
-    longest = 0
+    longest, record = 0, 177
     with ServerProcess(tmp_path / "server", config=settings) as server:
         client = connect(server.endpoint, zmq.DEALER)
         send_all(client, puts(4_000, 20, 100))
         for round in range(6):
             client.ok(op="SNAPSHOT")
-            send_all(client, puts(expected["snapshots"] // 2 // 10 // 177, 20, 100))
+            send_all(client, puts(expected["snapshots"] // 2 // 10 // record, 20, 100))
             logged = sum(path.stat().st_size for path in server.data_dir.rglob("*.wal"))
             longest = max(longest, logged if round > 1 else 0)
-    assert 0.8 * expected["log"] < longest <= expected["log"]
+    group = IN_FLIGHT * record  # is written as a whole, even if little of the segment was left
+    assert 0.8 * expected["log"] < longest <= expected["log"] + group
 
 
 def test_the_limits_that_are_advised_hold_it() -> None:

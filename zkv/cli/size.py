@@ -213,8 +213,9 @@ def _snapshot_bytes(demand: Demand, limits: LimitSettings) -> int:
 def _log_bytes(demand: Demand, settings: Settings, snapshot: int) -> int:
     """Return the length of the log just before a snapshot is complete.
 
-    It goes back to the snapshot before the last, and has the whole segment that ends there. While
-    there are few writes, snapshots wait until the log has a share of their size.
+    It goes back to the snapshot before the last, and has the whole segment that ends there, but for
+    the last writes of that segment: those that are written together are in one segment. While there
+    are few writes, snapshots wait until the log has a share of their size.
     """
     took = snapshot / SNAPSHOT_RATE
     period = took * (1 + REST_FACTOR) + settings.durability.snapshot_interval

@@ -196,14 +196,17 @@ class EtcdClient:
         return result
 
     def _again(self, ask: Callable[[NodeChannel, float], Result], timeout: float) -> Result:
-        """Ask one node after the other, until one answers or the time is over."""
+        """Ask one node after the other, until one answers or the time is over.
+
+        None is given all the time that is left if there are others: they may have failed at once,
+        and be well again soon.
+        """
         deadline = time.monotonic() + timeout
         tried = 0
         while True:
             left = deadline - time.monotonic()
-            rest = len(self._nodes) - tried % len(self._nodes)
             try:
-                return self._once(ask, min(left, max(SHORTEST, left / rest)))
+                return self._once(ask, min(left, max(SHORTEST, left / len(self._nodes))))
             except UnknownOutcomeError:
                 tried += 1
                 pause = PAUSE if tried % len(self._nodes) == 0 else 0.0
