@@ -151,14 +151,18 @@ import resource, socket, sys
 host, port = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_NOFILE, ({CROWD} + 100,) * 2)
 greeting = b"\\xff" + bytes(8) + b"\\x7f\\x03\\0NULL" + bytes(16) + bytes(32)
-ready = b"\\x04\\x1a\\x05READY\\x0bSocket-Type\\0\\0\\0\\x03REQ"
+ready = b"\\x05READY\\x0bSocket-Type\\0\\0\\0\\x03REQ"
+ready = bytes([4, len(ready)]) + ready
 open_ = []
 for number in range({CROWD}):
     open_.append(socket.create_connection((host, int(port))))
     open_[-1].sendall(greeting)
     open_[-1].recv(64, socket.MSG_WAITALL)
     open_[-1].sendall(ready)
-    assert open_[-1].recv(9).startswith(b"\\x04")
+    open_[-1].recv(open_[-1].recv(2)[1], socket.MSG_WAITALL)
+for each in open_[::1000]:
+    each.sendall(b"\\x01\\0\\0\\x09\\x81\\xa2op\\xa4PING")
+    assert b"\\x01\\0\\0" in each.recv(100)  # Its handshake is done.
 print("all", flush=True)
 sys.stdin.read()
 """
