@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import zmq
 
 pytest.register_assert_rewrite("tests.support")
 
+from tests.forking import start_server  # noqa: E402
 from tests.support import (  # noqa: E402  after the line above
     ROOT,
     Raw,
@@ -40,11 +42,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Compile zkv once, and have no child do that: there are thousands, and it more than doubles what
     a start takes. One that has no space on its disk, as a test wants it, would leave half a file.
+
+    So the servers are forked. What pytest makes of the tests themselves is kept, so that only the
+    first run waits for it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(ROOT / "zkv", quiet=2)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = False
+    gc.disable()
+    ServerProcess.start_program = staticmethod(start_server)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look at none of the tests, which are there to the end."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

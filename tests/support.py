@@ -24,7 +24,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final, Self
+from typing import IO, Any, BinaryIO, ClassVar, Final, Self
 
 import msgpack
 import pytest
@@ -150,9 +150,30 @@ def children_of(process: int) -> list[int]:
     return [int(each) for each in children.read_text(encoding="ascii").split()]
 
 
+def halt(process: subprocess.Popen[bytes]) -> None:
+    """Have a process stand still (SIGSTOP). Its threads do so one after the other."""
+    process.send_signal(signal.SIGSTOP)
+
+    def states() -> set[str]:
+        tasks = Path(f"/proc/{process.pid}/task").iterdir()
+        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+    eventually(lambda: states() == {"T"}, "all of its threads stand still")
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens at, and nobody else takes while this process lives."""
     return [_ports.take() for _ in range(count)]
+
+
+def start_program(
+    command: list[str], directory: Path, variables: dict[str, str], stderr: int | IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Start a program in a directory, with these variables, and a pipe to read what it prints."""
+    return subprocess.Popen(
+        command, cwd=directory, env=variables,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+    )  # fmt: skip
 
 
 class ServerProcess:
@@ -168,6 +189,9 @@ class ServerProcess:
         env: variables beside those of the tests.
         launcher: runs a command, in front of which it stands.
     """
+
+    start_program: ClassVar = staticmethod(start_program)
+    """Starts the process. What runs the tests has a quicker way: `tests.forking.start_server`."""
 
     def __init__(
         self,
@@ -220,11 +244,8 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the process."""
         with open(self._log_path, "ab") as log:
-            self.process = subprocess.Popen(
-                self._command, cwd=self.directory, env=self._env,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=log if self._stderr is None else self._stderr,
-            )  # fmt: skip
+            stderr = log if self._stderr is None else self._stderr
+            self.process = self.start_program(self._command, self.directory, self._env, stderr)
 
     def await_ready(self) -> None:
         """Wait for its READY line."""
@@ -564,7 +585,6 @@ def new_garbage() -> Iterator[Callable[[], list[object]]]:
         yield find
     finally:
         gc.set_debug(0)
-        gc.garbage.clear()
-        gc.unfreeze()
+        gc.garbage.clear()  # What is frozen stays so, like all that was there when tests began.
         if was_enabled:
             gc.enable()

@@ -16,7 +16,8 @@ from typing import Final, Self
 import pytest
 
 from tests.etcd.nodes import EtcdCluster
-from tests.replication.following import Follower, compact, fixed_ports, run_zkv
+from tests.forking import run_zkv
+from tests.replication.following import Follower, compact, fixed_ports
 from tests.support import (
     LIMIT,
     Raw,
@@ -24,6 +25,7 @@ from tests.support import (
     children_of,
     eventually,
     free_ports,
+    halt,
     pack,
     unpack,
 )
@@ -266,8 +268,7 @@ def test_signs_of_life_until_the_process_stands_still(manager: Manager, tmp_path
     with ServerProcess(tmp_path / "s", env=manager.watching) as server:
         manager.until("READY")
         assert [manager.receive() for _ in range(SIGNS)] == SIGNS * [SIGN]
-        server.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+        halt(server.process)
         manager.drain()
         assert manager.is_silent()
         server.signal(signal.SIGCONT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.etcd.nodes import EtcdCluster
-from tests.replication.following import run_zkv
+from tests.forking import run_zkv
 from tests.support import (
     FREE_PORT,
     LIMIT,

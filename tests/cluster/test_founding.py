@@ -13,7 +13,8 @@ from tests.cluster.stores import StoreInEtcd, await_leader, fill, put
 from tests.durability.crash.faults import Killed
 from tests.etcd.fake import FakeClient, FakeEtcd
 from tests.etcd.nodes import needs_etcd
-from tests.replication.following import RAISED_BY, run_zkv, state_of
+from tests.forking import run_zkv
+from tests.replication.following import RAISED_BY, state_of
 from tests.support import Raw, ServerInProcess, ServerProcess
 from zkv.cluster import founding
 from zkv.cluster.joining import Joining, found

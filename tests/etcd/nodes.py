@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import pytest
 
-from tests.support import LIMIT, eventually, free_ports
+from tests.support import LIMIT, eventually, free_ports, halt
 from zkv.etcd import EtcdSecurity
 from zkv.etcd.client import EtcdClient
 
@@ -52,26 +52,21 @@ class EtcdNode:
             self.process = None
 
     def stop(self) -> None:
-        """Have it stand still (SIGSTOP). Its threads do so one after the other."""
-        self._signal(signal.SIGSTOP)
-        eventually(lambda: set(self._states()) == {"T"}, "all of its threads stand still")
+        """Have it stand still (SIGSTOP)."""
+        halt(self._running)
 
     def resume(self) -> None:
         """Have it go on (SIGCONT)."""
-        self._signal(signal.SIGCONT)
+        self._running.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
         """What it has written."""
         return (self.directory / "log.txt").read_text(encoding="utf-8", errors="replace")
 
-    def _states(self) -> list[str]:
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
-
-    def _signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
+        return self.process
 
 
 class EtcdCluster:

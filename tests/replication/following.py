@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.forking import run_zkv
 from tests.support import (
     FREE_PORT,
-    LIMIT,
     Message,
     Raw,
     ServerInProcess,
@@ -150,13 +150,6 @@ def await_new_history(server: ServerProcess) -> None:
         return bool(begins) and "recovered revision" in rest
 
     eventually(has_begun, "a new history")
-
-
-def run_zkv(*arguments: str, limit: float = 2 * LIMIT) -> subprocess.CompletedProcess[str]:
-    """Run a ``zkv`` command to its end."""
-    return subprocess.run(
-        zkv_command(*arguments), capture_output=True, text=True, timeout=limit, check=False,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

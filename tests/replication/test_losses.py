@@ -6,7 +6,6 @@ What other modules show of it is named there, too. Nothing is asserted of writes
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from tests.replication.following import (
     promote,
     state_of,
 )
-from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, eventually
+from tests.support import LIMIT, Raw, ServerInProcess, ServerProcess, eventually, halt
 from zkv.durability import quorum
 
 SYNC: Final = f"{QUIET}[replication]\nsync = 1\n"
@@ -69,12 +68,6 @@ def primary(tmp_path: Path, sync: int) -> Iterator[ServerProcess]:
     config = SYNC if sync else QUIET
     with ServerProcess(tmp_path / "primary", *fixed_ports(), config=config) as process:
         yield process
-
-
-def halt(server: ServerProcess) -> None:
-    """Stop the process of a server, and wait until none of its threads runs."""
-    server.signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)
 
 
 @contextlib.contextmanager
@@ -125,15 +118,15 @@ def test_the_primary_is_lost_and_one_of_two_standbys_is_behind(
     with standbys(tmp_path, primary.endpoint, 2) as both:
         one, two = both
         for ahead, behind in ((one, two), (two, one)):  # Each confirms alone for a while.
-            halt(behind)
+            halt(behind.process)
             writes.more()
             catch_up(connect(ahead.endpoint), client)
             behind.signal(signal.SIGCONT)
             catch_up(connect(behind.endpoint), client)
-        halt(one)
+        halt(one.process)
         writes.more()
         catch_up(connect(two.endpoint), client)
-        halt(two)
+        halt(two.process)
         if sync:
             assert not client.call(op="PUT", key="unconfirmed", value=1)["ok"]
         else:

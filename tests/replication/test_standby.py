@@ -15,6 +15,7 @@ import zmq
 from tests.broker.followers import Follower as FeedFollower
 from tests.broker.followers import Published
 from tests.conftest import Connect
+from tests.forking import run_zkv
 from tests.replication.following import (
     Follower,
     applied,
@@ -25,7 +26,6 @@ from tests.replication.following import (
     fixed_ports,
     promote,
     replication,
-    run_zkv,
     state_of,
     write_some,
 )

@@ -11,7 +11,8 @@ from tests.client.proxy import Proxy
 from tests.durability.crash.disks import PowerCutMount
 from tests.etcd.nodes import EtcdCluster
 from tests.failover.machines import CONFIG, WINDOW, Machine
-from tests.replication.following import State, run_zkv
+from tests.forking import run_zkv
+from tests.replication.following import State
 from tests.support import LIMIT, Message, NoReplyError, Raw, ServerProcess, eventually
 from tests.torture_cluster.clocks import MachineClock
 from tests.torture_cluster.networks import Link, Loses, Network

@@ -26,10 +26,12 @@ class Keyboard:
 
     Args:
         file: the file descriptor of standard input; None if it is not a terminal.
+        signals: that of a pipe which has something to read once a signal has come.
     """
 
-    def __init__(self, file: int | None) -> None:
+    def __init__(self, file: int | None, signals: int | None = None) -> None:
         self._file = file
+        self._files = [each for each in (file, signals) if each is not None]
 
     @property
     def is_there(self) -> bool:
@@ -42,9 +44,10 @@ class Keyboard:
             time.sleep(seconds)
             return True
         end = time.monotonic() + seconds
-        while select.select([self._file], [], [], max(0.0, end - time.monotonic()))[0]:
-            if os.read(self._file, 1) in ENDING:
-                return False
+        while ready := select.select(self._files, [], [], max(0.0, end - time.monotonic()))[0]:
+            for each in ready:  # Signals: their handlers are called right after this.
+                if os.read(each, 1) in ENDING and each == self._file:
+                    return False
         return True
 
 
@@ -52,7 +55,8 @@ class Keyboard:
 def keyboard() -> Iterator[Keyboard]:
     """Read keys one by one, without echo; restore the terminal at the end.
 
-    SIGTERM and SIGHUP restore it, too, and then end the program in the usual way.
+    SIGTERM and SIGHUP restore it, too, and then end the program in the usual way. Python would
+    handle a signal that comes just before a wait only after it, so a pipe ends the wait.
     """
     if termios is None or not is_terminal(sys.stdin):
         yield Keyboard(None)
@@ -60,14 +64,20 @@ def keyboard() -> Iterator[Keyboard]:
     file = sys.stdin.fileno()
     before = termios.tcgetattr(file)
     handlers = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         tty.setcbreak(file)
-        yield Keyboard(file)
+        yield Keyboard(file, reading)
     finally:
         with contextlib.suppress(termios.error):  # The terminal is gone.
             termios.tcsetattr(file, termios.TCSADRAIN, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(reading)
+        os.close(writing)
 
 
 def _end(number: int, _frame: object) -> NoReturn:

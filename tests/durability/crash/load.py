@@ -212,17 +212,11 @@ class Server(ServerProcess):
         lines = [f"{name} = {json.dumps(value)}" for name, value in durability.items()]
         config = "\n".join(["[log]", "requests = false", "[durability]", *lines])
         chosen = () if data_dir is None else ("--data-dir", str(data_dir))
-        mortal = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        super().__init__(directory, *chosen, *flags, config=config, launcher=[*mortal, *launcher])
+        before = list(launcher)
+        if before and shutil.which("setpriv"):  # One that is forked is mortal already.
+            before[:0] = ["setpriv", "--pdeathsig", "KILL"]
+        super().__init__(directory, *chosen, *flags, config=config, launcher=before)
         self.data_dir = data_dir or self.data_dir
-
-    def launch(self) -> None:
-        """Start the process, and do not wait for it."""
-        with open(self.directory / "stderr.txt", "ab") as log:
-            self.process = subprocess.Popen(
-                self._command, cwd=self.directory, env=environment(),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
 
     def start_and_fail(self) -> tuple[int, str]:
         """Start a server that is expected to end by itself; its exit status and what it said."""
