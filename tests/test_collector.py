@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_requests_leave_nothing_for_the_collector(
 
 def _is_ours(each: object) -> bool:
     return type(each).__module__.startswith("zkv")
+
+
+@pytest.mark.usefixtures("road")
+def test_a_server_that_has_ended_is_garbage_with_its_store(
+    tmp_path: Path, connect: Connect
+) -> None:
+    """A program may start many, one after the other."""
+    with ServerInProcess(tmp_path / "data", server={"feed": FREE_PORT}) as node:
+        client = connect(node.endpoint)
+        for requests in REQUESTS.values():
+            for fields in requests:
+                client.call(**fields)
+        ended = weakref.ref(node.server)
+    del node
+    gc.collect()
+    assert ended() is None
 
 
 def test_what_stays_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:

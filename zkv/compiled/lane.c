@@ -850,9 +850,25 @@ static PyObject *lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     return (PyObject *)self;
 }
 
+/* The hooks lead back to the lane: they are methods of the keyspace, which knows the server. */
+static int lane_traverse(Lane *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE((PyObject *)self));
+    Py_VISIT(self->rest);
+    Py_VISIT(self->forget_deadline);
+    Py_VISIT(self->notify_watchers);
+    Py_VISIT(self->watchers);
+    Py_VISIT(self->may_run);
+    Py_VISIT(self->remember);
+    Py_VISIT((PyObject *)self->keyspace);
+    Py_VISIT((PyObject *)self->table);
+    return 0;
+}
+
 static void lane_dealloc(Lane *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
+    PyObject_GC_UnTrack(self);
     free(self->steps.at);
     free(self->conditions.at);
     Py_XDECREF(self->rest);
@@ -863,7 +879,7 @@ static void lane_dealloc(Lane *self)
     Py_XDECREF(self->remember);
     Py_XDECREF((PyObject *)self->keyspace);
     Py_XDECREF((PyObject *)self->table);
-    PyObject_Free(self);
+    PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
@@ -885,6 +901,7 @@ static PyMethodDef lane_methods[] = {
 
 static PyType_Slot lane_slots[] = {
     {Py_tp_new, lane_new},
+    {Py_tp_traverse, lane_traverse},
     {Py_tp_dealloc, lane_dealloc},
     {Py_tp_methods, lane_methods},
     {Py_tp_getset, lane_attributes},
@@ -894,6 +911,6 @@ static PyType_Slot lane_slots[] = {
 PyType_Spec lane_spec = {
     .name = "zkv.compiled._store.Lane",
     .basicsize = sizeof(Lane),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = lane_slots,
 };
