@@ -31,8 +31,9 @@ from zkv import compiled  # noqa: E402
 if TYPE_CHECKING:
     from tests.etcd.nodes import EtcdCluster
 
-# How long an example takes says nothing on a busy machine. A failure prints how to repeat it.
-hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True)
+# How long an example takes says nothing on a busy machine. A failure prints how to repeat it. Each
+# run has other examples.
+hypothesis.settings.register_profile("zkv", deadline=None, print_blob=True, max_examples=50)
 hypothesis.settings.load_profile("zkv")
 
 

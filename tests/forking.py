@@ -88,6 +88,7 @@ ZKV: Final = Program(
 ZKV_CLI: Final = Program(
     "zkv-cli", ("zkv.cli.client", "zkv.cli.asking", "zkv.cli.completion", "zkv.client")
 )
+ZKV_BENCH: Final = Program("zkv-bench", ("zkv.bench.main",))
 
 
 class Task(NamedTuple):

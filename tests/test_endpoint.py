@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 import zkv
-from tests.forking import run_zkv
-from tests.support import LIMIT, ROOT, environment
+from tests.forking import ZKV, ZKV_BENCH, ZKV_CLI, Program, run_forked, run_zkv
 from zkv.endpoint import (
     LONGEST_PATH,
     LONGEST_PREFIX,
@@ -226,36 +223,32 @@ def test_a_url_has_endpoints_and_a_prefix(url: str, parts: tuple[list[str], str]
 
 # --- Tools -----------------------------------------------------------------------------------
 
-TOOLS = {
-    "get": ["zkv.cli.client", "get", "k"],
-    "watch": ["zkv.cli.client", "watch"],
-    "top": ["zkv.cli.client", "top", "--limit", "1"],
-    "export": ["zkv.cli.client", "export"],
-    "import": ["zkv.cli.client", "import"],
-    "shell": ["zkv.cli.client"],
-    "doctor": ["zkv.cli.main", "doctor"],
-    "bench": ["zkv.bench.main"],
-    "sweep": ["zkv.bench.main", "sweep"],
+TOOLS: Final[dict[str, tuple[Program, tuple[str, ...]]]] = {
+    "get": (ZKV_CLI, ("get", "k")),
+    "watch": (ZKV_CLI, ("watch",)),
+    "top": (ZKV_CLI, ("top", "--limit", "1")),
+    "export": (ZKV_CLI, ("export", "/dev/null")),
+    "import": (ZKV_CLI, ("import", "/dev/null")),
+    "shell": (ZKV_CLI, ()),
+    "doctor": (ZKV, ("doctor",)),
+    "bench": (ZKV_BENCH, ()),
+    "sweep": (ZKV_BENCH, ("sweep",)),
 }
 
 
-@pytest.mark.parametrize("words", TOOLS.values(), ids=TOOLS)
+@pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
     "endpoint",
     [b"nonsense", b"tcp://127.0.0.1:71091", b"tcp://\xff:5555", b"inproc://x", b"tcp://::1:5555"],
 )
-def test_a_tool_says_what_is_wrong_with_its_endpoint(words: list[str], endpoint: bytes) -> None:
-    module, *rest = words
-    if len(rest) == 1 and rest[0] in {"export", "import"}:
-        rest = [*rest, "/dev/null"]
-    for given, where in (
-        ([*rest, b"-e", endpoint], {}),
-        (rest, {"ZKV_ENDPOINT": endpoint.decode("utf-8", "surrogateescape")}),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", module, *given], cwd=ROOT, env=environment() | where,
-            input=b"ping\n", capture_output=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
+def test_a_tool_says_what_is_wrong_with_its_endpoint(tool: str, endpoint: bytes) -> None:
+    program, words = TOOLS[tool]
+    ways: list[tuple[tuple[str | bytes, ...], dict[str, str]]] = [
+        ((*words, "-e", endpoint), {}),
+        (words, {"ZKV_ENDPOINT": endpoint.decode("utf-8", "surrogateescape")}),
+    ]
+    for given, where in ways:
+        done = run_forked(program, given, b"ping\n", env=where)
         lines = done.stderr.decode().splitlines()
 
         assert done.returncode == 2, lines

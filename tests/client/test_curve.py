@@ -439,7 +439,7 @@ def test_a_quota_that_is_used_up_is_an_error_of_its_own(kind: Kind, tmp_path: Pa
     users = {"ann": {"write": ["a/"], "max_bytes": 1_000}}
     with (
         Secured(tmp_path, users) as secured,
-        kind(**as_user(secured, "ann", timeout=1.0)) as kv,
+        kind(**as_user(secured, "ann", timeout=3.0)) as kv,
     ):
         kv.put("a/1", 1)
         with pytest.raises(FullError, match="FULL") as caught:

@@ -136,7 +136,7 @@ def _check(tree: Tree, ledger: Ledger, random: Random, power_cut: bool) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_power_cut(seed: int, policy: str) -> None:
-    _replay(_record(seed, policy), policy, seed, stride=2, ways=2)
+    _replay(_record(seed, policy), policy, seed, stride=4, ways=2)
 
 
 @pytest.mark.slow
