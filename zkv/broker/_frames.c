@@ -877,15 +877,27 @@ static int send_all(Frames *self, Batch *batch)
     return failed;
 }
 
+/* Take Python's lock back. A long run that has it sees that the front waits: see
+ * zkv/compiled/long.c. */
+static void return_to_python(const Frames *self, const Batch *batch, PyThreadState *left)
+{
+    int is_front = self->behind.socket != NULL;
+    if (is_front)
+        __atomic_add_fetch(batch->waiting, 1, __ATOMIC_SEQ_CST);
+    PyEval_RestoreThread(left);
+    if (is_front)
+        __atomic_sub_fetch(batch->waiting, 1, __ATOMIC_SEQ_CST);
+}
+
 static PyObject *frames_send(Frames *self, PyObject *argument)
 {
     int number;
     Batch *batch = to_batch(self, argument);
     if (batch == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *left = PyEval_SaveThread();
     number = send_all(self, batch);
-    Py_END_ALLOW_THREADS
+    return_to_python(self, batch, left);
     for (size_t i = 0; i < batch->count; i++)
         drop_reply(batch, &batch->items[i]);
     return number ? fail(self, number) : Py_NewRef(Py_None);
@@ -911,22 +923,22 @@ static int is_plain(const Batch *batch)
 static int next_batch(Frames *self, const wish *w, Batch *batch, int answered)
 {
     int number = 0, plain = is_plain(batch);
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *left = PyEval_SaveThread();
     if (answered)
         number = send_all(self, batch);
     if (plain) {
         clear_batch(batch);
         number = number ? number : take_or_wait(self, w, batch);
     }
-    Py_END_ALLOW_THREADS
+    return_to_python(self, batch, left);
     if (plain)
         return number;
     clear_batch(batch);
     if (number)
         return number;
-    Py_BEGIN_ALLOW_THREADS
+    left = PyEval_SaveThread();
     number = take_or_wait(self, w, batch);
-    Py_END_ALLOW_THREADS
+    return_to_python(self, batch, left);
     return number;
 }
 

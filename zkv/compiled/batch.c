@@ -316,13 +316,25 @@ static void move_all(Batch *self, Batch *to)
     to->frame_count = moved.frame_count, to->frame_room = moved.frame_room;
 }
 
+int waiting_for_python;
+
+/* An empty batch. */
+static Batch *make_batch(PyTypeObject *type, PyObject *no_memory)
+{
+    Batch *self = (Batch *)PyType_GenericAlloc(type, 0);
+    if (self != NULL) {
+        self->no_memory = Py_NewRef(no_memory);
+        self->waiting = &waiting_for_python;
+    }
+    return self;
+}
+
 static PyObject *batch_split(Batch *self, PyObject *places)
 {
     Py_ssize_t count = PyList_Size(places);
-    Batch *to = count < 0 ? NULL : (Batch *)PyType_GenericAlloc(Py_TYPE((PyObject *)self), 0);
+    Batch *to = count < 0 ? NULL : make_batch(Py_TYPE((PyObject *)self), self->no_memory);
     if (to == NULL)
         return NULL;
-    to->no_memory = Py_NewRef(self->no_memory);
     if ((size_t)count == self->count)
         return move_all(self, to), (PyObject *)to;
     if (!reserve(self, to, places))
@@ -406,10 +418,7 @@ static PyObject *batch_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     static char *names[] = {"no_memory", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &no_memory))
         return NULL;
-    Batch *self = (Batch *)PyType_GenericAlloc(type, 0);
-    if (self != NULL)
-        self->no_memory = Py_NewRef(no_memory);
-    return (PyObject *)self;
+    return (PyObject *)make_batch(type, no_memory);
 }
 
 static void batch_dealloc(Batch *self)

@@ -74,6 +74,7 @@ struct Batch {
     void *frames;
     size_t frame_count, frame_room;
     const frame_calls *calls; /* NULL if there are no frames */
+    int *waiting; /* how many fronts wait for Python's lock, in the whole process */
 };
 
 /* Seconds, by the clock of `time.perf_counter`. */

@@ -54,6 +54,7 @@ typedef struct {
     PyObject *rest;
     Py_ssize_t slice; /* steps between two calls of `rest` */
     Py_ssize_t taken; /* steps since the last one */
+    Py_ssize_t looked; /* those of them after which it looked whether the front waits */
     const unsigned char *body; /* the body that `ahead` was read from; NULL = none */
     request ahead;
 } Lane;
@@ -99,6 +100,8 @@ typedef struct Latencies Latencies;
 int count_latencies(Latencies *, const Batch *, int64_t up_to, double slow);
 
 /* --- Batches: batch.c ------------------------------------------------------------------------- */
+
+extern int waiting_for_python; /* see `Batch` */
 
 /* Memory for a reply of at most so many bytes. It is the same memory until `batch_answer` or
  * `batch_drop_reply` has been called. NULL if there is none. */

@@ -2,11 +2,11 @@
  *
  * Strategy: the front leaves such requests to the lane of a worker. That reads the body without
  * Python's lock. Then it runs in slices, and between them it rests, so that other threads get
- * Python's lock. It holds the keyspace's lock from the first slice to the last, so nobody else
- * writes, and nobody sees half of it. But the front need not wait: it reads *aside*, without the
- * keyspace's lock, what the entries were before the long run. It leaves all other requests to the
- * workers, which wait for the lock. Packing and hashing, which touch no shared state, take place
- * without Python's lock.
+ * Python's lock; the front, if it waits for that, has it sooner. It holds the keyspace's lock from
+ * the first slice to the last, so nobody else writes, and nobody sees half of it. But the front need
+ * not wait: it reads *aside*, without the keyspace's lock, what the entries were before the long run.
+ * It leaves all other requests to the workers, which wait for the lock. Packing and hashing, which
+ * touch no shared state, take place without Python's lock.
  *
  * Invariants: Python's lock is held while the table or `replaced` is read or changed by one who
  * does not also hold the keyspace's lock. As long as `long_run` of the table is set, that run holds
@@ -16,7 +16,13 @@
 
 #include "lane.h"
 
-enum { RELEASED_AT_ONCE = 16 };
+#include <sched.h>
+
+enum {
+    RELEASED_AT_ONCE = 16,
+    LOOK_STEPS = 100,  /* between two looks whether the front waits: some 0.1 ms if all is cold */
+    MOST_YIELDS = 1000 /* to it, before it is taken for one that does not get to run */
+};
 
 /* read(batch, place): see _store.pyi. */
 PyObject *lane_read(Lane *self, PyObject *arguments)
@@ -61,14 +67,31 @@ record *past_of(const run *r, record *found)
     return found;
 }
 
+/* Let the front have Python's lock. To let go of it is not enough: this thread would have it again
+ * before the front has woken up. */
+static void hand_over(void)
+{
+    PyThreadState *left = PyEval_SaveThread();
+    for (int i = 0; i < MOST_YIELDS && __atomic_load_n(&waiting_for_python, __ATOMIC_SEQ_CST); i++)
+        sched_yield();
+    PyEval_RestoreThread(left);
+}
+
 void pace(Lane *self, Py_ssize_t steps)
 {
-    if (self->rest == NULL || (self->taken += steps) < self->slice)
+    if (self->rest == NULL)
         return;
-    PyErr_Clear(); /* Of a failure because of which the request is being left to Python. */
-    Py_XDECREF(PyObject_CallNoArgs(self->rest));
-    PyErr_Clear();
-    self->taken = 0;
+    self->taken += steps;
+    if (self->taken >= self->slice) {
+        PyErr_Clear(); /* Of a failure because of which the request is being left to Python. */
+        Py_XDECREF(PyObject_CallNoArgs(self->rest));
+        PyErr_Clear();
+        self->taken = self->looked = 0;
+    } else if (self->taken - self->looked >= LOOK_STEPS) {
+        self->looked = self->taken;
+        if (__atomic_load_n(&waiting_for_python, __ATOMIC_SEQ_CST))
+            hand_over();
+    }
 }
 
 PyThreadState *leave_python(const Lane *self)
