@@ -103,6 +103,8 @@ int count_latencies(Latencies *, const Batch *, int64_t up_to, double slow);
 
 extern int waiting_for_python; /* see `Batch` */
 
+int begin_long_runs(void); /* once; 0, with an exception, if there is no memory */
+
 /* Memory for a reply of at most so many bytes. It is the same memory until `batch_answer` or
  * `batch_drop_reply` has been called. NULL if there is none. */
 unsigned char *batch_begin_reply(Batch *, size_t most);

@@ -16,6 +16,7 @@
 
 #include "lane.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 enum {
@@ -65,6 +66,17 @@ record *past_of(const run *r, record *found)
     while (found != NULL && found->rev > past->rev)
         found = past->replaced->pairs[found->rev - past->rev - 1].before;
     return found;
+}
+
+static void forget_fronts(void)
+{
+    waiting_for_python = 0;
+}
+
+int begin_long_runs(void)
+{
+    /* A forked child has no front that waits, though the parent may have had one. */
+    return pthread_atfork(NULL, NULL, forget_fronts) == 0 || PyErr_NoMemory() != NULL;
 }
 
 /* Let the front have Python's lock. To let go of it is not enough: this thread would have it again

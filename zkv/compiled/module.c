@@ -18,7 +18,7 @@ static int add_type(PyObject *module, const char *name, PyObject *type, PyTypeOb
 static int execute(PyObject *module)
 {
     int complete =
-        begin_names() &&
+        begin_names() && begin_long_runs() &&
         add_type(module, "WalBase", PyType_FromSpec(&wal_spec), &wal_type) &&
         add_type(module, "KeyspaceBase", PyType_FromSpec(&keyspace_spec), &keyspace_type) &&
         add_type(module, "HistoryBase", PyType_FromSpec(&history_spec), &history_type) &&
