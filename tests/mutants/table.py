@@ -80,6 +80,13 @@ IN_C: Final = [
         ("tests/requests/test_incr.py", "-k", "time_to_live"),
     ),
     Mutant(
+        "a server that has ended is kept by its lane",
+        LANE,
+        "    Py_VISIT(self->forget_deadline);\n",
+        "",
+        ("tests/test_collector.py", "-k", "has_ended"),
+    ),
+    Mutant(
         "INCR wraps around",
         LANE,
         "return read_int(&r, &number) && !__builtin_add_overflow(number, *sum, sum);",

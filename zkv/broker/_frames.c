@@ -879,7 +879,7 @@ static int send_all(Frames *self, Batch *batch)
 
 /* Take Python's lock back. A long run that has it sees that the front waits: see
  * zkv/compiled/long.c. */
-static void return_to_python(const Frames *self, const Batch *batch, PyThreadState *left)
+static void take_python(const Frames *self, const Batch *batch, PyThreadState *left)
 {
     int is_front = self->behind.socket != NULL;
     if (is_front)
@@ -897,7 +897,7 @@ static PyObject *frames_send(Frames *self, PyObject *argument)
         return NULL;
     PyThreadState *left = PyEval_SaveThread();
     number = send_all(self, batch);
-    return_to_python(self, batch, left);
+    take_python(self, batch, left);
     for (size_t i = 0; i < batch->count; i++)
         drop_reply(batch, &batch->items[i]);
     return number ? fail(self, number) : Py_NewRef(Py_None);
@@ -930,7 +930,7 @@ static int next_batch(Frames *self, const wish *w, Batch *batch, int answered)
         clear_batch(batch);
         number = number ? number : take_or_wait(self, w, batch);
     }
-    return_to_python(self, batch, left);
+    take_python(self, batch, left);
     if (plain)
         return number;
     clear_batch(batch);
@@ -938,7 +938,7 @@ static int next_batch(Frames *self, const wish *w, Batch *batch, int answered)
         return number;
     left = PyEval_SaveThread();
     number = take_or_wait(self, w, batch);
-    return_to_python(self, batch, left);
+    take_python(self, batch, left);
     return number;
 }
 

@@ -103,8 +103,6 @@ int count_latencies(Latencies *, const Batch *, int64_t up_to, double slow);
 
 extern int waiting_for_python; /* see `Batch` */
 
-int begin_long_runs(void); /* once; 0, with an exception, if there is no memory */
-
 /* Memory for a reply of at most so many bytes. It is the same memory until `batch_answer` or
  * `batch_drop_reply` has been called. NULL if there is none. */
 unsigned char *batch_begin_reply(Batch *, size_t most);
@@ -129,6 +127,8 @@ const char *op_name(enum op);
 static inline int is_once(const request *r) { return r->session.at != NULL; }
 
 /* --- Long runs, and reads beside them: long.c ------------------------------------------------- */
+
+int begin_long_runs(void); /* once; 0, with an exception, if there is no memory */
 
 PyObject *lane_read(Lane *, PyObject *arguments);
 int look_aside(const Lane *, run *); /* 0 if there is no long run */
