@@ -98,6 +98,7 @@ class OnDisk:
         by_time = settings.fsync == "interval" or self.wal.lasts_elsewhere
         interval = settings.fsync_interval if by_time else None
         self.committer = Committer(self.wal, interval)
+        self.wal.on_unsynced = lambda: self.committer.call(self.wal.write_back)
         self.snapshotter = Snapshotter(
             keyspace,
             self.storage,

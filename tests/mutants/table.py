@@ -968,6 +968,27 @@ COMMITS_IN_C: Final = [
         (TEST_WAL_C,),
     ),
     Mutant(
+        "the log is written back by the thread that writes",
+        "zkv/engine.py",
+        "lambda: self.committer.call(self.wal.write_back)",
+        "self.wal.write_back",
+        ("tests/durability/test_write_back.py",),
+    ),
+    Mutant(
+        "all of an interval is left for the sync",
+        "zkv/durability/committer.py",
+        "self._wal.write_back()",
+        "pass",
+        ("tests/durability/test_write_back.py",),
+    ),
+    Mutant(
+        "the log is written back where each commit is synced",
+        "zkv/durability/wal.py",
+        "if not self._sync_each:\n            self._files.write_back",
+        "if True:\n            self._files.write_back",
+        ("tests/durability/test_write_back.py",),
+    ),
+    Mutant(
         "a request that is not the next of its session runs, as if it were new",
         "zkv/compiled/sessions.c",
         "seq == session->newest + 1 && session->share",

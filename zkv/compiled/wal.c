@@ -329,7 +329,7 @@ static int write_queued(Wal *self)
     PyMem_Free(out.copied);
     if (!well || self->unlooked < LOOK_BYTES)
         return well;
-    PyObject *looked = PyObject_CallMethod((PyObject *)self, "_look_at_memory", NULL);
+    PyObject *looked = PyObject_CallMethod((PyObject *)self, "_look_around", NULL);
     Py_XDECREF(looked);
     return looked != NULL;
 }

@@ -102,6 +102,10 @@ class Files:
         """Wait until all that was written to ``file`` is on disk. Raises OSError."""
         system.sync(file.fileno())
 
+    def write_back(self, path: Path) -> None:
+        """Have the system write the file's content to the disk by now. This promises nothing."""
+        system.write_back(path)
+
     def truncate(self, file: BinaryIO, size: int) -> None:
         """Truncate ``file`` to ``size`` bytes; the next write is there. Raises OSError."""
         os.ftruncate(file.fileno(), size)

@@ -36,6 +36,11 @@ caller must compare `epoch` as it was before its commands ran with `epoch` as it
 differ, neither `safe_rev` nor `safe_lsn` nor a successful `commit` says anything about those
 commands. `survived` says what was safe when an epoch ended, and therefore remains safe.
 
+Where commits are not synced one by one, the system is made to write the log back after every
+`WRITE_BACK_BYTES` (`write_back`), without a lock: a sync before a new segment, a snapshot or at an
+interval stops all writes, and takes the longer the more is left to write. PostgreSQL
+(``wal_writer_flush_after``) and RocksDB (``wal_bytes_per_sync``) do so, too.
+
 The front's usual commits are made in C (zkv/compiled/wal.c), which leaves all others to `commit`.
 
 At a start the log continues in the newest segment. It begins a new one when that is full, and
@@ -91,6 +96,8 @@ RETRY_SECONDS: Final = 0.5
 """After a failed write, writes are refused for this long; then the next one tries the disk."""
 LOOK_BYTES: Final = 512 * 1024
 """Bytes of commits after which the log looks whether there is memory for more."""
+WRITE_BACK_BYTES: Final = 8 * 1024 * 1024
+"""After so many bytes that nobody has synced, the log asks that the system write them back."""
 PROBE: Final = "probe.tmp"
 """The file that `Wal.try_again` writes and removes. Recovery removes it, too."""
 PROBE_BYTES: Final = 64 * 1024
@@ -151,6 +158,7 @@ class Wal(_Base):
         """True if `extend` may be called: `_refusal` is None. Keyspace's lock held."""
         self._retry_at = 0.0
         self._unlooked = 0  # Bytes written since the last look at the memory.
+        self._asked_at = 0  # `bytes_written` when `on_unsynced` was called last.
         self._broken = False
         self._reported: str | None = None
         self._roll_back: Callable[[int], None] = lambda lsn: None
@@ -162,6 +170,8 @@ class Wal(_Base):
         """Goes on while a new segment is begun."""
         self.on_disk = Activity("disk", SLOW_SECONDS)
         """Goes on while the disk is waited for; known are the times that were long. `_io` held."""
+        self.on_unsynced: Callable[[], None] = lambda: None
+        """Called now and then, in any thread, for `write_back` to be called in another one."""
         self.on_safe: Callable[[], None] = lambda: None
         """Called, in any thread, when commits have become safe."""
         self.listeners: tuple[object, ...] = ()
@@ -346,12 +356,22 @@ class Wal(_Base):
                 self._sync()
         self.on_safe()
 
+    def write_back(self) -> None:
+        """Have the system write the newest segment to the disk, while others write on to it.
+
+        The next sync, which stops them, then has little left to do. Nothing is known to be durable
+        by this, and an error is left for that sync.
+        """
+        if not self._sync_each:
+            self._files.write_back(self._path)
+
     def begin_snapshot(self) -> None:
         """Begin a new segment if the current one is large enough (`LEAST_SHARE`), or doubted.
 
         The coming snapshot then covers the old segment, so that it can be removed. Raises ReadOnly
         if the old segment cannot be made durable.
         """
+        self.write_back()
         with self._io:
             worth_it = self._doubted or self._offset >= self._segment_bytes // LEAST_SHARE
             if self._broken or not worth_it or self.written_rev < self._first_rev:
@@ -483,7 +503,7 @@ class Wal(_Base):
         self._note_safe()
         self._unlooked += len(data)
         if self._unlooked >= LOOK_BYTES or self._refusal is not None:
-            self._look_at_memory()
+            self._look_around()
 
     def _fail_write(self, error: Exception) -> NoReturn:
         """Roll back after an error. `_io` held. Raises ReadOnly.
@@ -506,9 +526,16 @@ class Wal(_Base):
         if memory.is_short(2 * size):
             raise MemoryError
 
+    def _look_around(self) -> None:
+        """Do what is due after every `LOOK_BYTES`. `_io` held; the disk is all right."""
+        self._unlooked = 0
+        if not self._sync_each and self.bytes_written - self._asked_at >= WRITE_BACK_BYTES:
+            self._asked_at = self.bytes_written
+            self.on_unsynced()
+        self._look_at_memory()
+
     def _look_at_memory(self) -> None:
         """Take writes, or refuse those that need memory. `_io` held; the disk is all right."""
-        self._unlooked = 0
         if memory.is_short():
             with self._keyspace_lock:
                 self._begin_refusal(OutOfMemory(NO_MEMORY))
