@@ -35,6 +35,7 @@ from tests.requests.contract_stores import (
 )
 from tests.support import unpack
 from zkv import compiled
+from zkv.activity import Activities
 from zkv.durability.segment import pack_frames
 from zkv.figures import step_of
 from zkv.keyspace import CacheBound, SnapshotView, StoredEntry
@@ -43,6 +44,7 @@ from zkv.keyspace.table import Table, new_table
 from zkv.requests.account import Account
 from zkv.requests.batch import ALL, Batch, new_batch
 from zkv.requests.lane import open_lane
+from zkv.requests.slow_log import SlowLog
 from zkv.users.quota import Quota
 from zkv.users.rights import User
 
@@ -472,7 +474,8 @@ def test_a_latency_of_the_lane_is_counted_as_any_other(store: MemoryStore, secon
     latencies = compiled.store.Latencies()
     began = time.perf_counter()
     batch.taken = began - seconds
-    is_slow = latencies.add(batch, ALL, 0.4)
+    slow = SlowLog(0.4, Activities())
+    is_slow = latencies.add(batch, ALL, slow)
     most = time.perf_counter() - began + seconds
     report = latencies.report()
     assert is_slow == (seconds >= 0.4)
@@ -481,8 +484,12 @@ def test_a_latency_of_the_lane_is_counted_as_any_other(store: MemoryStore, secon
         assert sum(counts) == 1
         assert seconds - 1e-9 <= total <= most
         assert step_of(seconds) <= counts.index(1) <= step_of(most)
+    slow.resumes = time.perf_counter() + 60
+    assert not latencies.add(batch, ALL, slow)
     with pytest.raises(TypeError):
         latencies.add(batch, ALL)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        latencies.add(batch, ALL, 0.4)  # type: ignore[arg-type]
 
 
 def test_a_lane_leaves_what_is_large(store: MemoryStore) -> None:

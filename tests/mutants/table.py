@@ -968,6 +968,20 @@ COMMITS_IN_C: Final = [
         (TEST_WAL_C,),
     ),
     Mutant(
+        "the slow log takes up all of a flood",
+        "zkv/requests/slow_log.py",
+        "self.resumes = self._paid_until - (KEPT_AT_ONCE - 1) / KEPT_A_SECOND",
+        "self.resumes = 0.0",
+        ("tests/server/test_slow_log.py",),
+    ),
+    Mutant(
+        "the slow log takes up nothing after a flood",
+        "zkv/requests/slow_log.py",
+        "max(self._paid_until, now) + entries / KEPT_A_SECOND",
+        "max(self._paid_until, now) + entries",
+        ("tests/server/test_slow_log.py",),
+    ),
+    Mutant(
         "the log is written back by the thread that writes",
         "zkv/engine.py",
         "lambda: self.committer.call(self.wal.write_back)",

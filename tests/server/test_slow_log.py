@@ -264,6 +264,36 @@ def test_the_number_of_entries_is_bounded(
         assert [each["key"] for each in entries(client)] == ["8", "7", "6", "5", "4"]
 
 
+def test_many_slow_requests_do_not_slow_the_server_down(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_log, "KEPT_AT_ONCE", 3)
+    monkeypatch.setattr(slow_log, "KEPT_A_SECOND", 1e-6)
+    with slow_server(tmp_path) as server:
+        client = connect(server.endpoint)
+        for number in range(9):
+            client.ok(op="PUT", key=str(number), value=1)
+        kept = ["2", "1", "0"] if compiled.COMPILED else [str(number) for number in range(9)][::-1]
+        assert [each["key"] for each in entries(client)] == kept
+        client.ok(op="PUT", key="not simple", value=1, ttl=9)
+        assert entries(client)[0]["key"] == "not simple"
+        client.ok(op="SLOW", reset=True)
+        client.ok(op="PUT", key="9", value=1)
+        assert entries(client)[0]["key"] == "9"
+
+        monkeypatch.setattr(slow_log, "KEPT_A_SECOND", 100)
+        client.ok(op="SLOW", reset=True)
+        for number in range(4):
+            client.ok(op="PUT", key=str(number), value=1)
+        eventually(
+            lambda: (
+                client.ok(op="PUT", key="later", value=1)
+                and entries(client)[0].get("key") == "later"
+            ),
+            "that there is room for an entry again",
+        )
+
+
 def test_a_minute_outlasts_its_entries(
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

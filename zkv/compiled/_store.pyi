@@ -90,12 +90,12 @@ class Prefixes(PythonPrefixes): ...
 class Latencies:
     """Histograms of the lane's answers, by op; see `zkv.requests.account.Account`."""
 
-    def add(self, batch: object, up_to: int, slow: float, /) -> bool:
+    def add(self, batch: object, up_to: int, slow: SlowLog, /) -> bool:
         """Count the answers of a batch that reveal no later revision than ``up_to``.
 
         Returns:
             True if the batch is to be explained: a reply is to say how long everything took, or the
-            oldest request has taken ``slow`` seconds.
+            oldest request is one for the slow log.
         """
 
     def report(self) -> dict[str, tuple[list[int], float]]:
@@ -238,7 +238,7 @@ class AccountBase:
     """That of `zkv.requests.account.Account`."""
 
 class SlowLogBase:
-    """That of `zkv.requests.slow_log.SlowLog`."""
+    """Those of `zkv.requests.slow_log.SlowLog`."""
 
 class ClockBase:
     """That of `zkv.clock.Clock`."""

@@ -94,10 +94,11 @@ void run_drop(run *);
 /* --- Latencies: latencies.c ------------------------------------------------------------------- */
 
 typedef struct Latencies Latencies;
+struct SlowLog; /* states.h */
 
 /* Count the answers that reveal no later revision than `up_to`. 1 if the batch is to be explained:
  * see latencies.c. */
-int count_latencies(Latencies *, const Batch *, int64_t up_to, double slow);
+int count_latencies(Latencies *, const Batch *, int64_t up_to, const struct SlowLog *);
 
 /* --- Batches: batch.c ------------------------------------------------------------------------- */
 

@@ -6,6 +6,7 @@
  * Invariant: Python's lock is held throughout, so any thread may report. */
 
 #include "lane.h"
+#include "states.h"
 
 struct Latencies {
     PyObject_HEAD
@@ -15,7 +16,8 @@ struct Latencies {
 
 PyTypeObject *latencies_type;
 
-int count_latencies(Latencies *self, const Batch *batch, int64_t up_to, double slow)
+int count_latencies(Latencies *self, const Batch *batch, int64_t up_to,
+                    const SlowLog *slow)
 {
     double now = clock_now(), took = now - batch->taken;
     int step = step_of(took);
@@ -26,22 +28,23 @@ int count_latencies(Latencies *self, const Batch *batch, int64_t up_to, double s
         self->counts[each->op][step]++;
         self->totals[each->op] += took;
     }
-    return batch->timed || (batch->count && now - arrival(batch, batch->items) >= slow);
+    return batch->timed || (batch->count && now >= slow->resumes &&
+                            now - arrival(batch, batch->items) >= slow->threshold);
 }
 
 /* add(batch, up_to, slow): count the answers that reveal no later revision than `up_to`. True if
  * the batch is to be explained: a reply is to say how long everything took, or the oldest request
- * has taken `slow` seconds. */
+ * is one for the slow log. */
 static PyObject *latencies_add(Latencies *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 3 || !PyObject_TypeCheck(arguments[0], batch_type))
-        return PyErr_Format(PyExc_TypeError, "expected a batch, a revision, and seconds");
+    if (count != 3 || !PyObject_TypeCheck(arguments[0], batch_type) ||
+        !PyObject_TypeCheck(arguments[2], slow_log_type))
+        return PyErr_Format(PyExc_TypeError, "expected a batch, a revision, and a slow log");
     const Batch *batch = (Batch *)arguments[0];
     int64_t up_to = PyLong_AsLongLong(arguments[1]);
-    double slow = PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(count_latencies(self, batch, up_to, slow));
+    return PyBool_FromLong(count_latencies(self, batch, up_to, (SlowLog *)arguments[2]));
 }
 
 static PyObject *list_of(const uint64_t *counts)

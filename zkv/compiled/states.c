@@ -10,12 +10,11 @@
 
 #include <structmember.h>
 
-/* A type with one attribute, a number. */
-#define NUMBER(prefix, type_name, attribute, struct_name, member, kind)                            \
-    static PyMemberDef prefix##_members[] = {                                                      \
-        {attribute, kind, offsetof(struct_name, member), 0, NULL},                                 \
-        {NULL, 0, 0, 0, NULL},                                                                     \
-    };                                                                                             \
+/* A type with attributes that are numbers. */
+#define ATTRIBUTE(attribute, struct_name, member, kind)                                            \
+    {attribute, kind, offsetof(struct_name, member), 0, NULL}
+#define NUMBERS(prefix, type_name, struct_name, ...)                                               \
+    static PyMemberDef prefix##_members[] = {__VA_ARGS__, {NULL, 0, 0, 0, NULL}};                  \
     static PyType_Slot prefix##_slots[] = {{Py_tp_members, prefix##_members}, {0, NULL}};          \
     PyType_Spec prefix##_spec = {                                                                  \
         .name = "zkv.compiled._store." type_name,                                                  \
@@ -25,8 +24,9 @@
     };                                                                                             \
     PyTypeObject *prefix##_type
 
-NUMBER(stopping, "StoppingBase", "begun", Switch, on, T_BOOL);
-NUMBER(role, "RoleBase", "leads", Switch, on, T_BOOL);
-NUMBER(account, "AccountBase", "logs_requests", Switch, on, T_BOOL);
-NUMBER(slow_log, "SlowLogBase", "threshold", SlowLog, threshold, T_DOUBLE);
-NUMBER(clock, "ClockBase", "base", Clock, base, T_LONGLONG);
+NUMBERS(stopping, "StoppingBase", Switch, ATTRIBUTE("begun", Switch, on, T_BOOL));
+NUMBERS(role, "RoleBase", Switch, ATTRIBUTE("leads", Switch, on, T_BOOL));
+NUMBERS(account, "AccountBase", Switch, ATTRIBUTE("logs_requests", Switch, on, T_BOOL));
+NUMBERS(slow_log, "SlowLogBase", SlowLog, ATTRIBUTE("threshold", SlowLog, threshold, T_DOUBLE),
+        ATTRIBUTE("resumes", SlowLog, resumes, T_DOUBLE));
+NUMBERS(clock, "ClockBase", Clock, ATTRIBUTE("base", Clock, base, T_LONGLONG));

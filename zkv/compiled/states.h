@@ -16,9 +16,9 @@ typedef struct {
 } Switch;
 
 /* A `SlowLog` in zkv/requests/slow_log.py. */
-typedef struct {
+typedef struct SlowLog {
     PyObject_HEAD
-    double threshold;
+    double threshold, resumes;
 } SlowLog;
 
 /* A `Clock` in zkv/clock.py. */

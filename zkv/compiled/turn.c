@@ -251,7 +251,7 @@ static int is_done(const Turn *self, const run *r, int64_t epoch)
  * fails. */
 static int count_answers(const Turn *self, PyObject *batch, double executed)
 {
-    if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, self->slow->threshold))
+    if (!count_latencies(self->latencies, (Batch *)batch, INT64_MAX, self->slow))
         return 1;
     PyObject *all = PyLong_FromLongLong(INT64_MAX), *when = PyFloat_FromDouble(executed);
     PyObject *done = NULL;
@@ -358,6 +358,7 @@ static int are_in_c(PyObject *const *uses)
            keeps(uses[STOPPING], stopping_type, "begun") &&
            keeps(uses[ACCOUNT], account_type, "logs_requests") &&
            keeps(uses[SLOW], slow_log_type, "threshold") &&
+           keeps(uses[SLOW], slow_log_type, "resumes") &&
            (uses[WRITING] == Py_None || keeps(uses[WRITING], activity_type, "since"));
 }
 

@@ -120,7 +120,7 @@ class Account(_Base):
             up_to: the revision.
             executed: when the requests had run, by `time.perf_counter`.
         """
-        if self.of_lane is not None and self.of_lane.add(batch, up_to, self.slow.threshold):
+        if self.of_lane is not None and self.of_lane.add(batch, up_to, self.slow):
             self.explain(batch, up_to, executed)
         if self.logs_requests and (answers := batch.answered(up_to)):
             took = time.perf_counter() - batch.taken

@@ -40,6 +40,11 @@ MINUTE: Final = 60_000
 """Milliseconds."""
 KEPT_OF_A_BATCH: Final = 16
 """Entries of requests that were answered together, at most: they took as long for one reason."""
+KEPT_A_SECOND: Final = 1_000
+"""Entries of simple requests in a second, at most, after `KEPT_AT_ONCE`. An entry takes several
+times what a simple request does: a server that is slow because it is busy must not get busier."""
+KEPT_AT_ONCE: Final = 1_000
+"""Entries of simple requests that may come at once, after a time without any."""
 
 
 KEPT_OF_A_KEY: Final = 256
@@ -180,6 +185,9 @@ class SlowLog(_Base):
         self._entries: deque[SlowEntry] = deque(maxlen=KEPT)
         self._minutes: deque[SlowMinute] = deque(maxlen=MINUTES)
         self._activities = activities
+        self._paid_until = 0.0
+        self.resumes = 0.0
+        """When simple requests are looked at again, by `time.perf_counter`."""
         self.threshold: float
         """Seconds from which a request is slow; infinite = none is."""
         self.set_threshold(seconds)
@@ -199,6 +207,7 @@ class SlowLog(_Base):
         with self._lock:
             self._entries.clear()
             self._minutes.clear()
+            self._paid_until = self.resumes = 0.0
 
     def add(
         self,
@@ -248,6 +257,14 @@ class SlowLog(_Base):
                 SlowMinute(time=began, count=1, timing=entry.timing, beside=beside, slowest=entry)
             )
 
+    def _pay(self, entries: int, now: float) -> None:
+        """Note that so many entries are made (the generic cell rate algorithm, ITU-T I.371).
+
+        Threads that do so at the same time may lose one another's: then there are some more.
+        """
+        self._paid_until = max(self._paid_until, now) + entries / KEPT_A_SECOND
+        self.resumes = self._paid_until - (KEPT_AT_ONCE - 1) / KEPT_A_SECOND
+
     def add_run(
         self,
         batch: Batch,
@@ -256,9 +273,16 @@ class SlowLog(_Base):
         finished: float,
         own: Activity | None = None,
     ) -> None:
-        """Add requests that the lane has answered, as far as they are slow; see `add`."""
+        """Add requests that the lane has answered, as far as they are slow; see `add`.
+
+        There are at most `KEPT_OF_A_BATCH`, and `KEPT_A_SECOND`.
+        """
+        if finished < self.resumes:
+            return
         slow = [each for each in places if finished - batch.arrived(each) >= self.threshold]
-        for place in slow[:KEPT_OF_A_BATCH]:
+        del slow[KEPT_OF_A_BATCH:]
+        self._pay(len(slow), finished)
+        for place in slow:
             with contextlib.suppress(MemoryError):
                 of: Told | None = batch.summary(place)
                 if of is None:
