@@ -16,8 +16,7 @@ struct Latencies {
 
 PyTypeObject *latencies_type;
 
-int count_latencies(Latencies *self, const Batch *batch, int64_t up_to,
-                    const SlowLog *slow)
+int count_latencies(Latencies *self, const Batch *batch, int64_t up_to, const SlowLog *slow)
 {
     double now = clock_now(), took = now - batch->taken;
     int step = step_of(took);
