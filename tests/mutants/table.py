@@ -968,6 +968,13 @@ COMMITS_IN_C: Final = [
         (TEST_WAL_C,),
     ),
     Mutant(
+        "all of a large file is left for the sync at its end",
+        "zkv/durability/files.py",
+        "if self._unsynced >= SYNC_BYTES:",
+        "if False:",
+        ("tests/durability/test_large_files.py",),
+    ),
+    Mutant(
         "the slow log takes up all of a flood",
         "zkv/requests/slow_log.py",
         "self.resumes = self._paid_until - (KEPT_AT_ONCE - 1) / KEPT_A_SECOND",

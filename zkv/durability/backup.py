@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zkv.durability import recovery, segment, snapshot
 from zkv.durability.check import survey
+from zkv.durability.files import Files, LargeFile
 from zkv.durability.frozen_view import FrozenView
 from zkv.durability.layout import Layout, explain
 from zkv.durability.segment import SegmentEnd, SegmentScan
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from zkv.durability.check import Finding, Survey
-    from zkv.durability.files import Files
     from zkv.durability.lock import DirectoryLock
     from zkv.keyspace.lineage import Lineage
     from zkv.keyspace.table import Table
@@ -371,10 +371,11 @@ def copy_file(source: Files, path: Path, files: Files, target: Path, end: int | 
     """
     progress = recovery.RecoveryProgress(f"copying {path}")
     with source.open_read(path) as reader, files.create(target) as writer:
+        content = LargeFile(files, writer)
         rest = total = reader.seek(0, SEEK_END) if end is None else end
         reader.seek(0)
         while rest and (data := reader.read(min(rest, _COPY_BYTES))):
-            files.write(writer, data)
+            content.write(data)
             rest -= len(data)
             progress.report(total - rest, total)
         files.sync(writer)

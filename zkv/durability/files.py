@@ -25,6 +25,8 @@ from zkv.durability.lock import DirectoryLock
 from zkv.durability.mounts import file_system
 
 _PIECE_BYTES: Final = 1 << 20
+SYNC_BYTES: Final = 8 * 1024 * 1024
+"""After so many bytes a `LargeFile` is synced."""
 
 _PATIENCE_SECONDS: Final = 1.0
 """How long a file waits for a descriptor: connections may have taken all, until they are cut off
@@ -164,3 +166,28 @@ def _require_directory(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, why, str(path)) from None
     if not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
+class LargeFile:
+    """Writes a file that may be large, and syncs it now and then.
+
+    If all were left for a sync at the end, the disk would be busy with that for long, and everybody
+    else who syncs would wait, such as a server its log.
+
+    Args:
+        files: the file operations.
+        file: open for writing.
+    """
+
+    def __init__(self, files: Files, file: BinaryIO) -> None:
+        self._files = files
+        self._file = file
+        self._unsynced = 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``; it is on disk only after a sync of the file. Raises OSError."""
+        self._files.write(self._file, data)
+        self._unsynced += len(data)
+        if self._unsynced >= SYNC_BYTES:
+            self._files.sync(self._file)
+            self._unsynced = 0

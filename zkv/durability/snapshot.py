@@ -51,6 +51,7 @@ from msgspec import Raw, Struct, field
 
 from zkv import compiled
 from zkv.durability import formats
+from zkv.durability.files import Files, LargeFile
 from zkv.errors import DamageError
 from zkv.keyspace.change import Expiry
 from zkv.keyspace.entry import StoredEntry
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from zkv.durability.files import Files
     from zkv.keyspace.change import Commit
 
 FORMAT: Final = "zkv-snapshot"
@@ -227,6 +227,7 @@ class Writer:
         self._crc = 0
         self.size = 0
         self._file = files.create(self._beside)
+        self._content = LargeFile(files, self._file)
         try:
             header = Header(FORMAT, formats.CURRENT, rev, created, logged)
             self._frame(_HEADER, _encode(header))
@@ -282,7 +283,7 @@ class Writer:
     def _frame(self, kind: int, payload: bytes) -> None:
         crc = _checksum(kind, payload)
         head = _HEAD.pack(_ARRAY3, _UINT32, kind, _UINT32, crc, _BIN32, len(payload))
-        self._files.write(self._file, head + payload)
+        self._content.write(head + payload)
         self._crc = _chain(self._crc, crc)
         self._frames += 1
         self.size += len(head) + len(payload)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zkv.durability import snapshot
 from zkv.durability.archive import PartRecord
+from zkv.durability.files import Files, LargeFile
 from zkv.durability.log_writer import SEGMENT_BYTES
 from zkv.errors import DamageError, FormatError
 from zkv.replication.role import PRIMARY
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.archive import Archive, Part, Why
-    from zkv.durability.files import Files
     from zkv.replication.standby import Primary
     from zkv.replication.stream import FetchedSnapshot, Pulled
 
@@ -373,11 +373,12 @@ class Archiver:
         store, newest = part.log.place.lineage.store, part.snapshots[-1]
         rev, beside = 0, directory / f"fetched{snapshot.UNFINISHED}"
         with files.create(beside) as file:
+            content = LargeFile(files, file)
             for each in snapshot_parts(self._asker, self._member, store, sync=False):
                 if each.lsn <= newest.lsn or each.snapshot <= newest.rev:
                     return None
                 rev = each.snapshot
-                files.write(file, each.data)
+                content.write(each.data)
                 yield
             files.sync(file)
         path = directory / snapshot.file_name(rev)

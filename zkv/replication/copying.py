@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zkv.durability import snapshot
 from zkv.durability.backup import NewDirectory, begin_log
+from zkv.durability.files import Files, LargeFile
 from zkv.durability.log_writer import LogPlace, LogWriter
 from zkv.errors import DamageError, DataDirError
 from zkv.replication.stream import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zkv.durability.check import Survey
-    from zkv.durability.files import Files
     from zkv.replication.standby import Primary
     from zkv.replication.stream import SnapshotPart
 
@@ -81,9 +81,10 @@ class _Fetched(NewDirectory):
         beside = key.with_name(key.name + snapshot.UNFINISHED)
         self._made.append(beside)
         with files.create(beside) as file:
-            files.write(file, first.data)
+            content = LargeFile(files, file)
+            content.write(first.data)
             for part in parts:
-                files.write(file, part.data)
+                content.write(part.data)
             files.sync(file)
         self._made.append(layout.segment(first.snapshot + 1))
         self._follow(first)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 from msgspec import Struct
 
+from zkv.durability.files import Files, LargeFile
 from zkv.errors import ZkvError
 from zkv.keyspace.change import unpack
 from zkv.keyspace.lineage import NO_LINEAGE, Lineage, Term
@@ -31,7 +32,6 @@ from zkv.keyspace.lineage import NO_LINEAGE, Lineage, Term
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from zkv.durability.files import Files
     from zkv.keyspace import Commit
     from zkv.replication.vote import Bid
 
@@ -392,7 +392,7 @@ def fetch_snapshot(
     sync: bool = True,
     accept: Callable[[SnapshotPart], None] = lambda part: None,
 ) -> FetchedSnapshot:
-    """Copy the newest snapshot of a server into a file, part by part. Does not sync the file.
+    """Copy the newest snapshot of a server into a file, part by part. Does not sync its end.
 
     Args:
         asker: asks the server.
@@ -406,10 +406,11 @@ def fetch_snapshot(
     Raises StreamRefusedError, StreamError, OSError.
     """
     fetched = FetchedSnapshot(0, 0, 0, NO_LINEAGE)
+    content = LargeFile(files, file)
     for part in snapshot_parts(asker, member, store, sync):
         if not part.offset:
             accept(part)
-        files.write(file, part.data)
+        content.write(part.data)
         lineage = Lineage(part.store, part.terms)
         fetched = FetchedSnapshot(part.snapshot, part.lsn, part.size, lineage)
     return fetched
