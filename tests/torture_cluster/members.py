@@ -206,6 +206,16 @@ def await_same_place(members: list[MemberMachine], check: Any = None) -> None:
     eventually(same, "the same log number at all members", 3 * LIMIT)
 
 
+def await_caught_up(member: MemberMachine, others: list[MemberMachine]) -> None:
+    """Wait until a member has what the others have now, while they may take further writes."""
+    place = max(int(each.figures().get("applied", 0)) for each in others)
+    eventually(
+        lambda: int(member.figures().get("applied", -1)) >= place,
+        f"{member.name} at log number {place}",
+        3 * LIMIT,
+    )
+
+
 def states(members: list[MemberMachine]) -> list[State]:
     """Return what the members have on their disks, at the same log number.
 
@@ -221,4 +231,12 @@ def states(members: list[MemberMachine]) -> list[State]:
     return found
 
 
-__all__ = ["WINDOW", "MemberMachine", "await_same_place", "found_store", "leader_of", "states"]
+__all__ = [
+    "WINDOW",
+    "MemberMachine",
+    "await_caught_up",
+    "await_same_place",
+    "found_store",
+    "leader_of",
+    "states",
+]

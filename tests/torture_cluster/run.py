@@ -43,6 +43,7 @@ from tests.torture_cluster.lookers import Prober, StuckReader
 from tests.torture_cluster.members import (
     LEASE,
     MemberMachine,
+    await_caught_up,
     await_same_place,
     found_store,
     leader_of,
@@ -328,7 +329,7 @@ class Run:
         slow.clock.slow_down(SLOWER)
         slow.serve()
         slow.clock.slow_down(0.0)  # From its next start on.
-        await_same_place(self.members)
+        await_caught_up(slow, others)
         for each in sorted(others, key=lambda other: other.leads):
             each.process.send_signal(signal.SIGTERM)
             each.process.wait()
