@@ -669,7 +669,7 @@ def count_lines(work: Callable[[], Any]) -> int:
     return next(counted)
 
 
-MOST_INTERRUPTIONS: Final = 30
+MOST_INTERRUPTIONS: Final = 20
 """Of one use, evenly distributed: all lines of a long one would take minutes."""
 
 MISUSES: Final = (ClientError, ValueError, RuntimeError)
