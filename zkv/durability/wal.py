@@ -97,7 +97,7 @@ RETRY_SECONDS: Final = 0.5
 LOOK_BYTES: Final = 512 * 1024
 """Bytes of commits after which the log looks whether there is memory for more."""
 WRITE_BACK_BYTES: Final = 8 * 1024 * 1024
-"""After so many bytes that nobody has synced, the log asks that the system write them back."""
+"""After so many bytes, where commits are not synced one by one, the log is to be written back."""
 PROBE: Final = "probe.tmp"
 """The file that `Wal.try_again` writes and removes. Recovery removes it, too."""
 PROBE_BYTES: Final = 64 * 1024
